@@ -1,0 +1,70 @@
+"""What one step of an engine is asked to do: tokens of several sequences, flattened, no padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gemmary.config import Config, LayerType
+from gemmary.model.masks import visible
+
+Int32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive tokens of one sequence: a piece of its prompt, or one token to decode.
+
+    tokens: ids. start: position of the first of them; the sequence's cache holds exactly `start` tokens before this.
+    prefix: how many tokens at the start of the sequence see each other (0: causal). A prefix must lie in one chunk.
+    outputs: rows of this chunk whose logits are wanted ("last", "all" or "none").
+    """
+
+    tokens: Sequence[int]
+    start: int = 0
+    prefix: int = 0
+    outputs: str = "last"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Chunks, flattened: T tokens, S sequences, R rows of logits. Arrays are int32."""
+
+    tokens: Int32
+    positions: Int32
+    visible: dict[LayerType, Int32]
+    """[T, 2] for each kind of layer: first and last key position seen."""
+    outputs: Int32
+    sequences: tuple[slice, ...]
+    """Rows of each sequence, in the order of the caches that go with this batch."""
+
+    @classmethod
+    def of(cls, config: Config, chunks: Sequence[Chunk]) -> Batch:
+        tokens: list[int] = []
+        positions: list[int] = []
+        prefixes: list[int] = []
+        outputs: list[int] = []
+        sequences: list[slice] = []
+        for chunk in chunks:
+            begin, end = len(tokens), len(tokens) + len(chunk.tokens)
+            tokens.extend(chunk.tokens)
+            positions.extend(range(chunk.start, chunk.start + len(chunk.tokens)))
+            prefix = chunk.start + len(chunk.tokens) if config.bidirectional else chunk.prefix
+            prefixes.extend([prefix] * len(chunk.tokens))
+            outputs.extend({"last": range(end - 1, end), "all": range(begin, end), "none": range(0)}[chunk.outputs])
+            sequences.append(slice(begin, end))
+        seen: dict[LayerType, Int32] = {}
+        for kind in config.kinds:
+            window = config.window(kind)
+            pairs = [visible(p, n, window, config.bidirectional) for p, n in zip(positions, prefixes, strict=True)]
+            seen[kind] = np.array(pairs, dtype=np.int32).reshape(-1, 2)
+        return cls(
+            np.array(tokens, dtype=np.int32),
+            np.array(positions, dtype=np.int32),
+            seen,
+            np.array(outputs, dtype=np.int32),
+            tuple(sequences),
+        )

@@ -1,0 +1,156 @@
+"""The shape of a model: one frozen dataclass, and what follows from it (parameters, bytes, FLOPs).
+
+Nothing here names an engine. Every number of the family stands in `zoo.py`; this file only says what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import Literal
+
+LayerType = Literal["global", "local"]
+Family = Literal["gemma", "gemma2", "gemma3", "embeddinggemma"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A Gemma text decoder (or encoder). Field names are the field's; sizes are counts of elements."""
+
+    family: Family
+    """Which checkpoint layouts the model is stored in. The decoder never reads it."""
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    """Rows of the embedding table that are tokens; padding rows of a stored table are cut when it is read."""
+    context_length: int
+    layer_types: tuple[LayerType, ...]
+    query_pre_attn_scalar: float
+    """Attention scores are multiplied by this to the power -0.5. Not always head_dim (Gemma 2 and 3 27B)."""
+    sliding_window: int | None = None
+    """Keys that a local layer's query sees, itself included. Bidirectional models see half of it on each side."""
+    rope_theta: float = 10_000.0
+    rope_theta_local: float = 10_000.0
+    rope_scaling_factor: float = 1.0
+    """Global layers divide their RoPE angles by it (linear position interpolation)."""
+    attn_logit_softcap: float | None = None
+    final_logit_softcap: float | None = None
+    post_norms: bool = False
+    """Gemma 2 and later normalise after attention and after the MLP as well as before."""
+    qk_norm: bool = False
+    bidirectional: bool = False
+    rms_norm_eps: float = 1e-6
+    exact_embedding_scale: bool = False
+    """False: sqrt(hidden_size) is rounded to bfloat16, as in training (DeepMind's and Hugging Face's code)."""
+    pooled_dense: tuple[int, ...] = ()
+    """Output widths of the bias-free dense layers after mean pooling (EmbeddingGemma); empty for a decoder."""
+
+    def __post_init__(self) -> None:
+        if len(self.layer_types) != self.num_layers:
+            raise ValueError(f"{len(self.layer_types)} layer types for {self.num_layers} layers")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"{self.num_heads} query heads do not divide into {self.num_kv_heads} key heads")
+        if "local" in self.layer_types and not self.sliding_window:
+            raise ValueError("local layers need a sliding_window")
+        if self.head_dim % 2:
+            raise ValueError("RoPE needs an even head_dim")
+
+    # What the decoder reads ------------------------------------------------------------------------------------
+
+    @property
+    def attention_scale(self) -> float:
+        return float(self.query_pre_attn_scalar**-0.5)
+
+    @property
+    def embedding_scale(self) -> float:
+        scale = math.sqrt(self.hidden_size)
+        return scale if self.exact_embedding_scale else round_to_bfloat16(scale)
+
+    def window(self, layer_type: LayerType) -> int | None:
+        return self.sliding_window if layer_type == "local" else None
+
+    def rope_frequencies(self, layer_type: LayerType) -> tuple[float, ...]:
+        """Radians per position of each of the head_dim/2 rotated pairs (i, i + head_dim/2)."""
+        theta = self.rope_theta if layer_type == "global" else self.rope_theta_local
+        factor = self.rope_scaling_factor if layer_type == "global" else 1.0
+        return tuple(theta ** (-2 * i / self.head_dim) / factor for i in range(self.head_dim // 2))
+
+    @property
+    def kinds(self) -> tuple[LayerType, ...]:
+        """The layer types that occur, each once."""
+        return tuple(dict.fromkeys(self.layer_types))
+
+    # What it costs ---------------------------------------------------------------------------------------------
+
+    @property
+    def query_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def layer_parameters(self) -> int:
+        d = self.hidden_size
+        matrices = 2 * d * self.query_size + 2 * d * self.kv_size + 3 * d * self.intermediate_size
+        return matrices + self._norm_parameters
+
+    @property
+    def dense_parameters(self) -> int:
+        widths = (self.hidden_size, *self.pooled_dense)
+        return sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+
+    @property
+    def parameters(self) -> int:
+        """Embedding (counted once: the head is tied), layers, final norm. Pooled dense layers are counted apart."""
+        return self.embedding_parameters + self.num_layers * self.layer_parameters + self.hidden_size
+
+    def weight_bytes(self, bits: float = 16) -> int:
+        return int(self.parameters * bits / 8)
+
+    def kv_bytes_per_token(self, element_bytes: int = 2) -> int:
+        """Bytes that one more token takes in all layers if no layer is windowed."""
+        return 2 * self.kv_size * self.num_layers * element_bytes
+
+    def kv_growth_per_token(self, element_bytes: int = 2) -> int:
+        """Bytes that one more token takes past the window: the global layers' share."""
+        return 2 * self.kv_size * self.layer_types.count("global") * element_bytes
+
+    def kv_window_bytes(self, element_bytes: int = 2) -> int:
+        """Bytes of the local layers' windows, which do not grow with the context."""
+        window = self.sliding_window or 0
+        return 2 * self.kv_size * self.layer_types.count("local") * window * element_bytes
+
+    def kv_cache_bytes(self, tokens: int, element_bytes: int = 2) -> int:
+        """Bytes of keys and values for `tokens` of context, local layers keeping only their window."""
+        per_layer = 2 * self.kv_size * element_bytes
+        windows = [self.window(kind) for kind in self.layer_types]
+        return sum(per_layer * (min(tokens, w) if w else tokens) for w in windows)
+
+    def flops_per_token(self, context: int = 0) -> int:
+        """Multiplications and additions of one token: 2 a weight (the tied head included, the look-up not), and 4 a
+        query element for each key that it sees."""
+        weights = self.num_layers * (self.layer_parameters - self._norm_parameters) + self.embedding_parameters
+        keys = sum(min(context, self.window(kind) or context) for kind in self.layer_types)
+        return 2 * weights + 4 * self.query_size * keys
+
+    @property
+    def _norm_parameters(self) -> int:
+        return (4 if self.post_norms else 2) * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
+
+
+def round_to_bfloat16(value: float) -> float:
+    """The nearest bfloat16 (ties to even) of a finite float, as a float."""
+    bits = struct.unpack("<I", struct.pack("<f", value))[0]
+    bits += 0x7FFF + (bits >> 16 & 1)
+    return float(struct.unpack("<f", struct.pack("<I", bits & 0xFFFF0000))[0])

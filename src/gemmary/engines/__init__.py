@@ -1,0 +1,77 @@
+"""Engines: each runs the one definition of the model on its own arrays. `open_engine` picks one by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gemmary.batch import Batch
+from gemmary.config import Config
+from gemmary.errors import GemmaryError
+from gemmary.quantize.leaves import Leaf
+
+EngineName = Literal["native", "torch", "reference"]
+ENGINES: tuple[EngineName, ...] = ("native", "torch", "reference")
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine says of itself at the start of a run."""
+
+    engine: str
+    device: str
+    """Such as `cpu (avx2)` or `cuda:0`."""
+    dtype: str
+    """Activations and, where not quantized, weights."""
+    formats: dict[str, int]
+    """Bytes of weights held, by format."""
+    threads: int
+
+
+class Engine(Protocol):
+    """One loaded model. Not safe for concurrent `step` calls; a scheduler owns it."""
+
+    config: Config
+    info: EngineInfo
+
+    def new_cache(self, capacity: int) -> Any:
+        """An empty cache for one sequence of at most `capacity` tokens. Memory goes when the last reference does."""
+        ...
+
+    def step(self, batch: Batch, caches: Sequence[Any], taps: dict[str, Logits] | None = None) -> Logits:
+        """Runs the batch; caches[s] belongs to batch.sequences[s] and takes its keys. Logits [R, V], float32.
+
+        `taps`, where given, receives every named intermediate as float32 [T or R, width].
+        """
+        ...
+
+    def embed(self, batch: Batch, taps: dict[str, Logits] | None = None) -> Logits:
+        """One unit vector for each sequence [S, width] (embedding models)."""
+        ...
+
+
+def open_engine(
+    name: str, config: Config, lookup: Callable[[str], Leaf], *, dtype: str | None = None, threads: int | None = None
+) -> Engine:
+    """Builds engine `name` from typed leaves. `lookup` maps a name of the tensor table to its leaf.
+
+    dtype: None = as stored (quantized weights stay quantized), "float32" or "bfloat16". threads: None = all cores.
+    """
+    if name == "native":
+        from gemmary.engines.native import NativeEngine
+
+        return NativeEngine(config, lookup, dtype=dtype, threads=threads)
+    if name == "torch":
+        from gemmary.engines.torch import TorchEngine
+
+        return TorchEngine(config, lookup, dtype=dtype, threads=threads)
+    if name == "reference":
+        from gemmary.engines.reference import ReferenceEngine
+
+        return ReferenceEngine(config, lookup, dtype=dtype)
+    raise GemmaryError(f"no engine is called {name!r}: choose {', '.join(ENGINES)}")

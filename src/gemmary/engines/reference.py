@@ -1,0 +1,47 @@
+"""The oracle as an engine: numpy float32, every key kept, no speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from gemmary.batch import Batch
+from gemmary.config import Config
+from gemmary.engines import EngineInfo, Logits
+from gemmary.errors import GemmaryError
+from gemmary.model import decoder
+from gemmary.model.leaves import Leaves
+from gemmary.ops.reference import ReferenceOps, SequenceCache, StepCache
+from gemmary.quantize.leaves import Leaf
+
+
+class ReferenceEngine:
+    """`gemmary.engines.Engine` on `ops/reference.py`."""
+
+    def __init__(self, config: Config, lookup: Callable[[str], Leaf], *, dtype: str | None = None) -> None:
+        if dtype not in (None, "float32"):
+            raise GemmaryError(f"the reference engine computes in float32 only, not {dtype}")
+        self.config = config
+        self.weights = Leaves(lru_cache(maxsize=None)(lookup))
+        self.info = EngineInfo("reference", "cpu (numpy)", "float32", {}, 1)
+
+    def new_cache(self, capacity: int) -> SequenceCache:
+        return SequenceCache()
+
+    def step(
+        self, batch: Batch, caches: Sequence[SequenceCache], taps: dict[str, Logits] | None = None
+    ) -> Logits:
+        ops = ReferenceOps(taps=taps)
+        step = decoder.Step(batch.tokens, batch.positions, dict(batch.visible), batch.outputs)
+        cache = StepCache(caches, batch.sequences)
+        hidden, _ = decoder.hidden_states(ops, self.config, self.weights, step, cache)
+        result: Logits = decoder.logits(ops, self.config, self.weights, step, hidden)
+        return result
+
+    def embed(self, batch: Batch, taps: dict[str, Logits] | None = None) -> Logits:
+        ops = ReferenceOps(taps=taps)
+        step = decoder.Step(batch.tokens, batch.positions, dict(batch.visible), batch.outputs)
+        cache = StepCache([SequenceCache() for _ in batch.sequences], batch.sequences)
+        hidden, _ = decoder.hidden_states(ops, self.config, self.weights, step, cache)
+        vectors: Logits = decoder.sentence_embedding(ops, self.config, self.weights, batch.sequences, hidden)
+        return vectors

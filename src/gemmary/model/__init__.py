@@ -1,0 +1,1 @@
+"""The definition of the Gemma text models: what is computed, on no particular engine."""

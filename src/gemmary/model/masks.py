@@ -1,0 +1,28 @@
+"""Which keys a query sees. Every attention mask of the family is an interval of positions, so a mask is two integers.
+
+A query at position i of its sequence sees the keys of that sequence at `first..last`, both included:
+
+    causal                      0 .. i
+    causal, window of W         i - W + 1 .. i              W keys, the query's own included
+    prefix-LM                   0 .. max(i, prefix - 1)     the prompt sees itself whole, what follows is causal
+    bidirectional, length n     0 .. n - 1
+    … with window W             i - W/2 .. i + W/2          cut to the sequence (EmbeddingGemma)
+
+A bidirectional sequence is a prefix-LM one whose prefix is the whole sequence, with the window on both sides.
+"""
+
+from __future__ import annotations
+
+
+def visible(position: int, prefix: int, window: int | None, two_sided: bool) -> tuple[int, int]:
+    """First and last key position that the query at `position` sees.
+
+    prefix: how many positions at the start of the sequence see each other (0: none, purely causal).
+    window: None where the layer sees everything. two_sided: the window reaches W/2 to each side of the query.
+    """
+    last = max(position, prefix - 1)
+    if window is None:
+        return 0, last
+    if two_sided:
+        return max(0, position - window // 2), min(last, position + window // 2)
+    return max(0, position - window + 1), last

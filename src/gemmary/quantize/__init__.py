@@ -1,0 +1,1 @@
+"""Typed weights, their numpy reading, and quantization."""
