@@ -49,6 +49,10 @@ class Batch:
         outputs: list[int] = []
         sequences: list[slice] = []
         for chunk in chunks:
+            if chunk.prefix > chunk.start and (chunk.start or chunk.prefix > len(chunk.tokens)):
+                raise ValueError(f"the prefix of {chunk.prefix} tokens does not lie in the chunk at {chunk.start}")
+            if config.bidirectional and chunk.start:
+                raise ValueError("a bidirectional sequence is one chunk")
             begin, end = len(tokens), len(tokens) + len(chunk.tokens)
             tokens.extend(chunk.tokens)
             positions.extend(range(chunk.start, chunk.start + len(chunk.tokens)))

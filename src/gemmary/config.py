@@ -5,6 +5,7 @@ Nothing here names an engine. Every number of the family stands in `zoo.py`; thi
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ class Config:
     @property
     def dense_parameters(self) -> int:
         widths = (self.hidden_size, *self.pooled_dense)
-        return sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+        return sum(a * b for a, b in itertools.pairwise(widths))
 
     @property
     def parameters(self) -> int:

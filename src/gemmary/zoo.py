@@ -28,6 +28,9 @@ class Variant:
     tuning: Tuning
 
 
+_GLOBAL: tuple[LayerType, ...] = ("global",)
+
+
 def _gemma1(num_layers: int, hidden_size: int, heads: int, kv_heads: int, intermediate_size: int) -> Config:
     return Config(
         family="gemma",
@@ -39,7 +42,7 @@ def _gemma1(num_layers: int, hidden_size: int, heads: int, kv_heads: int, interm
         intermediate_size=intermediate_size,
         vocab_size=256_000,
         context_length=8192,
-        layer_types=("global",) * num_layers,
+        layer_types=_GLOBAL * num_layers,
         query_pre_attn_scalar=256,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -67,6 +68,8 @@ def open_engine(
 
         return NativeEngine(config, lookup, dtype=dtype, threads=threads)
     if name == "torch":
+        if importlib.util.find_spec("torch") is None:
+            raise GemmaryError("the torch engine needs PyTorch: pip install 'gemmary[torch]'")
         from gemmary.engines.torch import TorchEngine
 
         return TorchEngine(config, lookup, dtype=dtype, threads=threads)

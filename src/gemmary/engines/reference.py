@@ -28,9 +28,11 @@ class ReferenceEngine:
     def new_cache(self, capacity: int) -> SequenceCache:
         return SequenceCache()
 
-    def step(
-        self, batch: Batch, caches: Sequence[SequenceCache], taps: dict[str, Logits] | None = None
-    ) -> Logits:
+    def step(self, batch: Batch, caches: Sequence[SequenceCache], taps: dict[str, Logits] | None = None) -> Logits:
+        for sequence, rows in zip(caches, batch.sequences, strict=True):
+            held = len(sequence.layers[0][0]) if sequence.layers else 0
+            if batch.positions[rows.start] != held:
+                raise ValueError(f"tokens at {batch.positions[rows.start]}, cache holds {held}")
         ops = ReferenceOps(taps=taps)
         step = decoder.Step(batch.tokens, batch.positions, dict(batch.visible), batch.outputs)
         cache = StepCache(caches, batch.sequences)

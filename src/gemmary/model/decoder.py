@@ -8,6 +8,7 @@ F intermediate_size, V vocabulary, S sequences.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,15 +31,27 @@ class Step:
     """[R] rows of T whose logits are wanted."""
 
 
-def hidden_states(ops: Ops, config: Config, weights: Leaves, step: Step, cache: Any) -> tuple[Any, Any]:
-    """Final hidden states [T, D], normalised, and the cache with this step's keys and values in it."""
+def block(
+    ops: Ops, config: Config, w: Leaves, index: int, x: Any, angles: Any, visible: Any, cache: Any
+) -> tuple[Any, Any]:
+    """One layer: attention and MLP, each added to the residual stream. [T, D]"""
+    attended, cache = attention(ops, config, w, index, x, angles, visible, cache)
+    x = ops.add(x, attended)
+    return ops.tap(f"layers.{index}.out", ops.add(x, mlp(ops, config, w, index, x))), cache
+
+
+def hidden_states(
+    ops: Ops, config: Config, weights: Leaves, step: Step, cache: Any, run_block: Callable[..., Any] = block
+) -> tuple[Any, Any]:
+    """Final hidden states [T, D], normalised, and the cache with this step's keys and values in it.
+
+    run_block: `block`, or what an engine wraps around it (a module with hooks, a checkpoint of activations).
+    """
     x = ops.tap("embedding", ops.embed(weights.embed, step.tokens, config.embedding_scale))
     angles = {kind: ops.rope_angles(step.positions, config.rope_frequencies(kind)) for kind in config.kinds}
     for index, kind in enumerate(config.layer_types):
         w = weights.layer(index)
-        attended, cache = attention(ops, config, w, index, x, angles[kind], step.visible[kind], cache)
-        x = ops.add(x, attended)
-        x = ops.tap(f"layers.{index}.out", ops.add(x, mlp(ops, config, w, index, x)))
+        x, cache = run_block(ops, config, w, index, x, angles[kind], step.visible[kind], cache)
     return ops.tap("hidden", ops.rms_norm(x, weights.final_norm, config.rms_norm_eps)), cache
 
 

@@ -44,20 +44,23 @@ class ReferenceOps:
         return leaf.dequantize().astype(self.dtype)
 
     def embed(self, table: Leaf, tokens: Array, scale: float) -> Array:
-        return table.rows(tokens).astype(self.dtype) * self.dtype(scale)
+        result: Array = table.rows(tokens).astype(self.dtype) * self.dtype(scale)
+        return result
 
     def linear(self, x: Array, weight: Leaf) -> Array:
         return x @ self._dense(weight).T
 
     def rms_norm(self, x: Array, weight: Leaf, eps: float) -> Array:
         mean_square = np.mean(x * x, axis=-1, keepdims=True)
-        return x / np.sqrt(mean_square + self.dtype(eps)) * (1 + self._dense(weight))
+        result: Array = x / np.sqrt(mean_square + self.dtype(eps)) * (1 + self._dense(weight))
+        return result
 
     def split_heads(self, x: Array, heads: int) -> Array:
         return x.reshape(x.shape[0], heads, -1)
 
     def rope_angles(self, positions: Array, frequencies: tuple[float, ...]) -> tuple[Array, Array]:
-        angles = positions.astype(self.dtype)[:, None] * np.asarray(frequencies, dtype=self.dtype)
+        angles = positions.astype(np.float32)[:, None] * np.asarray(frequencies, dtype=np.float32)
+        angles = angles.astype(self.dtype)  # the product is a float32 one by the specification, in the oracle too
         return np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
 
     def rope(self, x: Array, angles: tuple[Array, Array]) -> Array:
@@ -98,7 +101,8 @@ class ReferenceOps:
 
     def geglu(self, gate: Array, up: Array) -> Array:
         inner = self.dtype(np.sqrt(2 / np.pi)) * (gate + self.dtype(0.044715) * gate**3)
-        return self.dtype(0.5) * gate * (1 + np.tanh(inner)) * up
+        result: Array = self.dtype(0.5) * gate * (1 + np.tanh(inner)) * up
+        return result
 
     def add(self, x: Array, y: Array) -> Array:
         return x + y
@@ -107,13 +111,15 @@ class ReferenceOps:
         return x[rows]
 
     def softcap(self, x: Array, cap: float) -> Array:
-        return self.dtype(cap) * np.tanh(x / self.dtype(cap))
+        result: Array = self.dtype(cap) * np.tanh(x / self.dtype(cap))
+        return result
 
     def mean_pool(self, x: Array, sequences: Sequence[slice]) -> Array:
         return np.stack([x[rows].mean(axis=0) for rows in sequences])
 
     def l2_normalize(self, x: Array) -> Array:
-        return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), self.dtype(1e-12))
+        result: Array = x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), self.dtype(1e-12))
+        return result
 
     def tap(self, name: str, x: Array) -> Array:
         if self.taps is not None:

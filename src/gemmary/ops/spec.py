@@ -87,7 +87,7 @@ class Ops(Protocol):
         ...
 
     def mean_pool(self, x: Any, sequences: Any) -> Any:
-        """[T, D] -> [S, D]: mean over each sequence's tokens, float32. sequences[s] = (first row, one past the last)."""
+        """[T, D] -> [S, D]: mean over each sequence's tokens, float32. sequences[s]: first row, one past the last."""
         ...
 
     def l2_normalize(self, x: Any) -> Any:

@@ -1,0 +1,120 @@
+"""The PyTorch engine: float32 or bfloat16, on a CPU or a CUDA device by the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+from gemmary.batch import Batch
+from gemmary.checkpoints.tensors import tensors
+from gemmary.config import Config
+from gemmary.engines import EngineInfo, Logits
+from gemmary.engines.torch_modules import Model, module_of
+from gemmary.engines.torch_ops import KeyValues, StepCache, TorchOps, Visible
+from gemmary.errors import GemmaryError
+from gemmary.model import decoder
+from gemmary.model.leaves import Leaves
+from gemmary.quantize.leaves import Leaf
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class TorchEngine:
+    """`gemmary.engines.Engine` on PyTorch.
+
+    `model` is the tree of modules with the Hugging Face names, `dense` the layers behind an embedding model's pooling.
+    Weights that are stored as blocks or in float16 are widened when they are read; `info.formats` says from what.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        lookup: Callable[[str], Leaf],
+        *,
+        dtype: str | None = None,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        """dtype: "float32", "bfloat16", or None: bfloat16 where the embedding table is stored in it, else float32.
+        threads: of the whole process, as PyTorch has it. device: None takes a CUDA device if there is one.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.config = config
+        self.device = _device(device)
+        self.dtype = _dtype(dtype, lookup("embed"))
+        dtype_name = str(self.dtype).removeprefix("torch.")
+        formats: dict[str, int] = {}
+
+        def counted(name: str) -> Leaf:
+            leaf = lookup(name)
+            held = "BF16" if self.dtype == torch.bfloat16 else "F32"
+            label = held if leaf.format == held else f"{held} from {leaf.format}"
+            formats[label] = formats.get(label, 0) + prod(leaf.shape) * self.dtype.itemsize
+            return leaf
+
+        self.model = Model(config, counted, self.dtype, self.device).eval()
+        dense = [tensor for tensor in tensors(config) if tensor.is_pooled_dense]
+        self.dense = nn.ModuleList(module_of(t, counted, self.dtype, self.device) for t in dense).eval()
+        self.info = EngineInfo("torch", str(self.device), dtype_name, formats, torch.get_num_threads())
+
+    def new_cache(self, capacity: int) -> KeyValues:
+        return KeyValues(self.config, capacity, self.dtype, self.device)
+
+    def step(self, batch: Batch, caches: Sequence[KeyValues], taps: dict[str, Logits] | None = None) -> Logits:
+        if self.config.pooled_dense:
+            raise GemmaryError("an embedding model has no next-token scores: use its embeddings")
+        for cache, rows in zip(caches, batch.sequences, strict=True):
+            start, count = int(batch.positions[rows.start]), rows.stop - rows.start
+            if start != cache.length or start + count > cache.capacity:
+                raise ValueError(f"{count} tokens at {start}, cache has {cache.length} of {cache.capacity}")
+        with torch.inference_mode():
+            logits = self.model(TorchOps(self.dtype, taps), self._step(batch), StepCache(caches, batch.sequences))
+        for cache, rows in zip(caches, batch.sequences, strict=True):
+            cache.length += rows.stop - rows.start
+        result: Logits = logits.cpu().numpy()
+        return result
+
+    def embed(self, batch: Batch, taps: dict[str, Logits] | None = None) -> Logits:
+        ops = TorchOps(self.dtype, taps)
+        cache = StepCache([None] * len(batch.sequences), batch.sequences)
+        with torch.inference_mode():
+            hidden = self.model(ops, self._step(batch), cache, hidden_only=True)
+            dense = Leaves(lambda name: self.dense[int(name.removeprefix("dense."))])
+            vectors = decoder.sentence_embedding(ops, self.config, dense, batch.sequences, hidden)
+        result: Logits = vectors.cpu().numpy()
+        return result
+
+    def _step(self, batch: Batch) -> decoder.Step:
+        def tensor(array: Any) -> torch.Tensor:
+            return torch.from_numpy(array).to(self.device, torch.int64)
+
+        visible = {kind: Visible.of(spans, batch.sequences, self.device) for kind, spans in batch.visible.items()}
+        return decoder.Step(tensor(batch.tokens), tensor(batch.positions), dict(visible), tensor(batch.outputs))
+
+
+def _dtype(name: str | None, table: Leaf) -> torch.dtype:
+    if name is None:
+        return torch.bfloat16 if table.format == "BF16" else torch.float32
+    if name in ("float16", "fp16", "half"):
+        raise GemmaryError(
+            f"no {name}: activations of Gemma pass its largest number, 65504; choose float32 or bfloat16"
+        )
+    if name not in DTYPES:
+        raise GemmaryError(f"the torch engine does not compute in {name!r}: choose {' or '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise GemmaryError(f"PyTorch cannot use device {name!r}: {str(error).splitlines()[0]}") from error
+    return device

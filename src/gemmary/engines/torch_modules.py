@@ -1,0 +1,132 @@
+"""The model as `nn.Module`s whose parameters carry the Hugging Face names, so that `state_dict`, hooks, adapters put in
+place of `nn.Linear`s, and wrappers around a layer (FSDP, checkpointing, compiling) work as they do on transformers.
+
+The tree is made from the names of the tensor table; what is computed stands in `model/decoder.py`. Modules are found
+by name each time they run, so that the one that has been put in another's place is the one that is called.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gemmary.checkpoints.tensors import PREFIXES, Tensor, tensors
+from gemmary.config import Config
+from gemmary.engines.torch_ops import Head, RMSNorm, StepCache, TokenTable, TorchOps
+from gemmary.model import decoder
+from gemmary.model.leaves import Leaves
+from gemmary.quantize.leaves import Dense, Leaf
+
+HEAD = "lm_head"
+
+
+class Block(nn.Module):
+    """One layer. Its forward is `decoder.block`."""
+
+    def __init__(self, config: Config, index: int) -> None:
+        super().__init__()
+        self.config = config
+        self.index = index
+        self.paths: dict[str, str] = {}
+        """Our name of a weight of the layer -> the path of its module below this one."""
+
+    def forward(
+        self, ops: TorchOps, x: torch.Tensor, angles: Any, visible: Any, cache: StepCache
+    ) -> tuple[torch.Tensor, StepCache]:
+        weights = Leaves(lambda name: self.get_submodule(self.paths[name]))
+        return decoder.block(ops, self.config, weights, self.index, x, angles, visible, cache)
+
+
+class Model(nn.Module):
+    """The decoder with its tied head; or, of an embedding model, the encoder without its dense layers."""
+
+    def __init__(
+        self,
+        config: Config,
+        lookup: Callable[[str], Leaf],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self._paths: dict[str, str] = {}
+        self._block_paths: dict[int, str] = {}
+        prefix = PREFIXES[1] if config.pooled_dense else PREFIXES[0]
+        for tensor in tensors(config):
+            if not tensor.is_pooled_dense:
+                self._place(tensor.name, prefix + tensor.hugging_face, module_of(tensor, lookup, dtype, device))
+        if not config.pooled_dense:
+            table = self.get_submodule(self._paths["embed"])
+            assert isinstance(table, nn.Embedding)
+            head = Head(config.hidden_size, config.vocab_size, bias=False, device="meta")
+            head.weight = table.weight
+            self.add_module(HEAD, head)
+
+    def forward(self, ops: TorchOps, step: decoder.Step, cache: StepCache, hidden_only: bool = False) -> torch.Tensor:
+        """Logits [R, V], float32; or with `hidden_only` the final hidden states [T, D]."""
+        weights = Leaves(self._leaf)
+        hidden, _ = decoder.hidden_states(ops, self.config, weights, step, cache, self._run_block)
+        result: torch.Tensor = hidden if hidden_only else decoder.logits(ops, self.config, weights, step, hidden)
+        return result
+
+    def _run_block(self, ops: TorchOps, config: Config, weights: Leaves, index: int, *rest: Any) -> Any:
+        return self.get_submodule(self._block_paths[index])(ops, *rest)
+
+    def _leaf(self, name: str) -> nn.Module | TokenTable:
+        module = self.get_submodule(self._paths[name])
+        return TokenTable(module, getattr(self, HEAD, None)) if name == "embed" else module
+
+    def _place(self, name: str, tensor_name: str, module: nn.Module) -> None:
+        """Hangs the module into the tree; a number in its path is a layer, whose container is a `Block`."""
+        path = tensor_name.removesuffix(".weight")
+        *parents, last = path.split(".")
+        owner: nn.Module = self
+        for part, following in zip(parents, [*parents, last][1:], strict=True):
+            child = getattr(owner, part, None)
+            if child is None:
+                plain = nn.ModuleList() if following.isdigit() else nn.Module()
+                child = Block(self.config, int(part)) if part.isdigit() else plain
+                owner.add_module(part, child)
+            owner = child
+        owner.add_module(last, module)
+        layer = re.match(r"layers\.(\d+)\.(.*)", name)
+        if layer is None:
+            self._paths[name] = path
+            return
+        index, short = int(layer[1]), layer[2]
+        block_path, _, below = path.partition(f".{index}.")
+        self._block_paths[index] = f"{block_path}.{index}"
+        block = self.get_submodule(self._block_paths[index])
+        assert isinstance(block, Block)
+        block.paths[short] = below
+
+
+def module_of(tensor: Tensor, lookup: Callable[[str], Leaf], dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The module of one weight, holding its values in `dtype` on `device`."""
+    leaf = lookup(tensor.name)
+    if leaf.shape != tensor.shape:
+        raise ValueError(f"{tensor.name} is {leaf.shape}, not {tensor.shape}")
+    module: nn.Module
+    if tensor.is_norm:
+        module = RMSNorm(leaf.shape[0], device="meta")
+    elif tensor.name == "embed":
+        module = nn.Embedding(leaf.shape[0], leaf.shape[1], device="meta")
+    else:
+        module = nn.Linear(leaf.shape[1], leaf.shape[0], bias=False, device="meta")
+    module.weight = nn.Parameter(_tensor(leaf, dtype).to(device))
+    return module
+
+
+def _tensor(leaf: Leaf, dtype: torch.dtype) -> torch.Tensor:
+    """The weight's values, in memory of their own: a leaf may be mapped from a file, or be shared."""
+    if isinstance(leaf, Dense) and leaf.format == "BF16" and dtype == torch.bfloat16:
+        return torch.from_numpy(np.array(leaf.array).view(np.int16)).view(torch.bfloat16)
+    values = leaf.dequantize()
+    if isinstance(leaf, Dense) and np.may_share_memory(values, leaf.array):
+        values = values.copy()
+    return torch.from_numpy(values).to(dtype)

@@ -1,0 +1,215 @@
+"""The ops in PyTorch, on any of its devices, in float32 or bfloat16; with the keys and values that attention keeps.
+
+A leaf is an `nn.Module` (`nn.Linear`, `nn.Embedding`, `RMSNorm`, or what has been put in its place, such as a linear
+layer with an adapter), and is called, so that hooks on it run. Nothing here stops gradients.
+
+Axes: T tokens, S keys of a sequence, N heads, K kv heads, G = N / K, H head_dim, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gemmary.config import Config
+
+QUERY_TILE = 512
+"""Queries attended to at once: bounds the float32 scores, and lets a windowed tile read only the keys it sees."""
+VOCABULARY_TILE = 4096
+"""Rows of the head widened to float32 at once where it is stored in bfloat16."""
+
+
+class RMSNorm(nn.Module):
+    """A zero-centred norm weight [D]."""
+
+    def __init__(self, size: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size, device=device))
+
+    def forward(self, x: Tensor, eps: float) -> Tensor:
+        x32 = x.float()
+        scaled = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+        return (scaled * (1 + self.weight.float())).to(x.dtype)
+
+
+class Head(nn.Linear):
+    """The vocabulary's scores, always float32: in bfloat16 many of them would tie."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return scores(x, self.weight)
+
+
+def scores(x: Tensor, table: Tensor) -> Tensor:
+    """x [R, D] times the transpose of the table [V, D], both widened to float32 -> [R, V]."""
+    if table.dtype == torch.float32:
+        return functional.linear(x.float(), table)
+    tiles = torch.split(table, VOCABULARY_TILE)
+    return torch.cat([functional.linear(x.float(), rows.float()) for rows in tiles], dim=-1)
+
+
+class TokenTable(NamedTuple):
+    """The tied table as a leaf: rows are looked up in the one, scores come from the other."""
+
+    embedding: nn.Module
+    head: nn.Module | None
+    """None in an embedding model."""
+
+
+class KeyValues:
+    """Keys and values of one sequence, for every layer, in one allocation [2, layers, capacity, K, H]."""
+
+    def __init__(self, config: Config, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (2, config.num_layers, capacity, config.num_kv_heads, config.head_dim)
+        self.capacity = capacity
+        self.length = 0
+        """Tokens held; the engine moves it on when a step is done."""
+        self._keys, self._values = torch.empty(shape, dtype=dtype, device=device)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes k and v [T, K, H] behind the tokens held; all keys and values of the layer so far [S, K, H]."""
+        end = self.length + k.shape[0]
+        self._keys[layer, self.length : end] = k
+        self._values[layer, self.length : end] = v
+        return self._keys[layer, :end], self._values[layer, :end]
+
+
+@dataclass(frozen=True)
+class StepCache:
+    """For each sequence of the step its cache, or None where nothing is kept, and the rows that are its tokens."""
+
+    caches: Sequence[KeyValues | None]
+    rows: Sequence[slice]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries of one sequence that attend together, and the keys `first..last - 1` that any of them sees."""
+
+    queries: slice
+    first: int
+    last: int
+    mask: Tensor | None
+    """[queries, keys], True where seen; None if every query of the tile sees every key of it."""
+
+
+@dataclass(frozen=True)
+class Visible:
+    """`visible` [T, 2] of the step as tiles, for each sequence its own. Made once a step, read in every layer."""
+
+    tiles: tuple[tuple[Tile, ...], ...]
+
+    @classmethod
+    def of(cls, spans: npt.NDArray[np.int32], rows: Sequence[slice], device: torch.device) -> Visible:
+        return cls(tuple(tuple(_tiles(spans[part], device)) for part in rows))
+
+
+def _tiles(spans: npt.NDArray[np.int32], device: torch.device) -> list[Tile]:
+    tiles = []
+    for begin in range(0, len(spans), QUERY_TILE):
+        first, last = spans[begin : begin + QUERY_TILE].T
+        key = np.arange(first.min(), last.max() + 1)
+        seen = (key >= first[:, None]) & (key <= last[:, None])
+        mask = None if seen.all() else torch.from_numpy(seen).to(device)
+        tiles.append(Tile(slice(begin, begin + len(first)), int(key[0]), int(key[-1]) + 1, mask))
+    return tiles
+
+
+class TorchOps:
+    """`gemmary.ops.spec.Ops` in PyTorch; `dtype` is that of the activations. Taps land in `taps` when given."""
+
+    def __init__(self, dtype: torch.dtype, taps: dict[str, Any] | None = None) -> None:
+        self.dtype = dtype
+        self.taps = taps
+
+    def embed(self, table: TokenTable, tokens: Tensor, scale: float) -> Tensor:
+        rows: Tensor = table.embedding(tokens)
+        return (rows.float() * scale).to(self.dtype)
+
+    def linear(self, x: Tensor, weight: nn.Module | TokenTable) -> Tensor:
+        module = weight.head if isinstance(weight, TokenTable) else weight
+        assert module is not None
+        result: Tensor = module(x.to(self.dtype))
+        return result
+
+    def rms_norm(self, x: Tensor, weight: nn.Module, eps: float) -> Tensor:
+        result: Tensor = weight(x, eps)
+        return result
+
+    def split_heads(self, x: Tensor, heads: int) -> Tensor:
+        return x.view(x.shape[0], heads, -1)
+
+    def rope_angles(self, positions: Tensor, frequencies: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+        each = torch.tensor(frequencies, dtype=torch.float32, device=positions.device)
+        angles = (positions.to(torch.float32)[:, None] * each)[:, None, :]
+        return angles.cos(), angles.sin()
+
+    def rope(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        cos, sin = angles
+        first, second = x.float().chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cache: StepCache,
+        layer: int,
+        visible: Visible,
+        scale: float,
+        softcap: float | None,
+    ) -> tuple[Tensor, StepCache]:
+        outs = []
+        for kept, rows, tiles in zip(cache.caches, cache.rows, visible.tiles, strict=True):
+            keys, values = (k[rows], v[rows]) if kept is None else kept.append(layer, k[rows], v[rows])
+            for tile in tiles:
+                seen = slice(tile.first, tile.last)
+                outs.append(_attend(q[rows][tile.queries], keys[seen], values[seen], tile.mask, scale, softcap))
+        return torch.cat(outs), cache
+
+    def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        return (functional.gelu(gate.float(), approximate="tanh") * up.float()).to(gate.dtype)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    def take(self, x: Tensor, rows: Tensor) -> Tensor:
+        return x[rows]
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        return (cap * torch.tanh(x.float() / cap)).to(x.dtype)
+
+    def mean_pool(self, x: Tensor, sequences: Sequence[slice]) -> Tensor:
+        return torch.stack([x[rows].float().mean(dim=0) for rows in sequences])
+
+    def l2_normalize(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        norm: Tensor = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
+        return x32 / norm.clamp_min(1e-12)
+
+    def tap(self, name: str, x: Tensor) -> Tensor:
+        if self.taps is not None:
+            self.taps[name] = x.detach().reshape(x.shape[0], -1).float().cpu().numpy()
+        return x
+
+
+def _attend(
+    q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, mask_TS: Tensor | None, scale: float, softcap: float | None
+) -> Tensor:
+    """One tile of queries over the keys that it sees -> [T, N*H]. float32 inside."""
+    T, N, H = q_TNH.shape
+    q_TKGH = q_TNH.float().view(T, k_SKH.shape[1], -1, H)
+    scores_KGTS = torch.einsum("tkgh,skh->kgts", q_TKGH, k_SKH.float()) * scale
+    if softcap:
+        scores_KGTS = softcap * torch.tanh(scores_KGTS / softcap)
+    if mask_TS is not None:
+        scores_KGTS = scores_KGTS.masked_fill(~mask_TS, -torch.inf)
+    out_TKGH = torch.einsum("kgts,skh->tkgh", scores_KGTS.softmax(dim=-1), v_SKH.float())
+    return out_TKGH.reshape(T, N * H).to(q_TNH.dtype)

@@ -1,0 +1,135 @@
+"""Writing so that nothing on disk is ever half-written: a temporary sibling, fsync, rename, fsync of the folder.
+
+A reader sees the old thing or the new thing. Checksums are in the format of `sha256sum`, so `sha256sum -c` checks them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from gemmary.errors import GemmaryError
+
+
+class HashingFile:
+    """A binary file for writing that knows the SHA-256 of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.position = 0
+
+    def write(self, data: Any) -> None:
+        """Writes all of a bytes-like object (an array included)."""
+        view = memoryview(data).cast("B")
+        self._file.write(view)
+        self._hash.update(view)
+        self.position += len(view)
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def atomic_file(path: Path, *, checksum: bool = False) -> Iterator[HashingFile]:
+    """Opens a file that takes the place of `path` when the block ends well, and never existed when it does not.
+
+    checksum: also write `<path>.sha256`. Raises GemmaryError where the disk is full or the folder cannot be written.
+    """
+    beside = path.with_name(path.name + ".sha256")
+    with _plain_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        try:
+            with os.fdopen(number, "wb") as file:
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
+                hashing = HashingFile(cast(BinaryIO, file))
+                yield hashing
+                file.flush()
+                os.fsync(file.fileno())
+            # An old checksum beside a new file would call it corrupt, so it goes first.
+            beside.unlink(missing_ok=True)
+            os.replace(temporary, path)
+            fsync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    if checksum:
+        with atomic_file(beside) as sums:
+            sums.write(f"{hashing.hexdigest()}  {path.name}\n".encode())
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Gives an empty folder that becomes `path` when the block ends well, with a `SHA256SUMS` of its files in it.
+
+    Raises GemmaryError where `path` already holds something, the disk is full or the place cannot be written.
+    """
+    with _plain_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise GemmaryError(f"{path} already exists: choose another name or remove it")
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        try:
+            temporary.chmod(0o777 & ~_umask())
+            yield temporary
+            _seal(temporary)
+            os.replace(temporary, path)
+            fsync_folder(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def fsync_folder(path: Path) -> None:
+    """Makes the names in a folder as durable as the files' contents."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _seal(folder: Path) -> None:
+    """Writes the checksums of every file below `folder` and makes all of it durable."""
+    lines = []
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with open(file, "rb+") as stream:
+            digest = _sha256(stream)
+            os.fsync(stream.fileno())
+        lines.append(f"{digest}  {file.relative_to(folder).as_posix()}\n")
+    with open(folder / "SHA256SUMS", "w", encoding="utf-8") as sums:
+        sums.writelines(lines)
+        sums.flush()
+        os.fsync(sums.fileno())
+    for inner in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
+        fsync_folder(inner)
+
+
+def _sha256(stream: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while piece := stream.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise GemmaryError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error

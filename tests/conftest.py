@@ -1,0 +1,30 @@
+"""What several rooms of the tests share: data that the repository does not hold, or the reason for its absence."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared data beside the repository; skips where there is none."""
+    path = Path(__file__).resolve().parents[2] / "shared"
+    if not path.is_dir():
+        pytest.skip("the shared data folder (../shared) is not here")
+    return path
+
+
+@pytest.fixture(scope="session")
+def starter_gguf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The starter model, assembled for this run in a cache of its own; skips where its package is not installed."""
+    from gemmary.checkpoints import starter
+
+    if importlib.util.find_spec(starter.PACKAGE) is None:
+        pytest.skip(f"the starter's package ({starter.PACKAGE}) is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GEMMARY_HOME", str(tmp_path_factory.mktemp("starter")))
+        yield starter.starter_path()
