@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +37,11 @@ are content."""
 _GGUF_CONTROL = re.compile(r"<(?:(?:start|end)_of_turn|mask|2mass|unused\d+|\|.*\|)>|\[@BOS@\]")
 """User-defined pieces that llama.cpp's converter stores as control pieces."""
 
-_PLACEHOLDERS = (b"<image>", b"<image_soft_token>")
+PLACEHOLDERS = ("<image>", "<image_soft_token>")
 """Pieces for image positions, which Hugging Face adds to the original vocabulary: text never spells them."""
+
+
+_NOT_TEXT = "the tokenizer is corrupt: a piece is not UTF-8 text"
 
 
 class PieceType(IntEnum):
@@ -75,22 +79,16 @@ class Pieces:
         return self.blob[self.offsets[index] : self.offsets[index + 1]]
 
     def strings(self) -> list[str]:
-        """Every piece as text. Raises GemmaryError when one is not UTF-8."""
-        blob, ends = self.blob, self.offsets.tolist()
-        try:
-            return [blob[start:end].decode() for start, end in zip(ends, ends[1:], strict=False)]
-        except UnicodeDecodeError as error:
-            raise GemmaryError(f"the tokenizer's vocabulary is corrupt: a piece is not UTF-8 ({error.reason})") from None
+        """Every piece as text (`check` has seen to it that they are)."""
+        ends = self.offsets.tolist()
+        return [self.blob[start:end].decode() for start, end in pairwise(ends)]
 
 
-def from_strings(
-    strings: Sequence[str], scores: Sequence[float] | NDArray[np.float32], types: Sequence[int] | NDArray[np.int32]
-) -> tuple[bytes, NDArray[np.int64], NDArray[np.float32], NDArray[np.int32]]:
-    """(blob, offsets, scores, types) of a list of pieces."""
-    encoded = [piece.encode("utf-8", "surrogatepass") for piece in strings]
+def pack(encoded: Sequence[bytes]) -> tuple[bytes, NDArray[np.int64]]:
+    """(blob, offsets) of a list of pieces in UTF-8."""
     offsets = np.zeros(len(encoded) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
-    return b"".join(encoded), offsets, np.asarray(scores, np.float32), np.asarray(types, np.int32)
+    return b"".join(encoded), offsets
 
 
 def check(pieces: Pieces) -> Pieces:
@@ -106,6 +104,8 @@ def check(pieces: Pieces) -> Pieces:
     lengths = np.diff(ends)
     if ends[0] < 0 or ends[-1] > len(pieces.blob) or lengths.min() < 1 or lengths.max() > MAX_PIECE_BYTES:
         raise GemmaryError(f"the tokenizer is corrupt: a piece is empty or longer than {MAX_PIECE_BYTES} bytes")
+    if not _is_text(pieces):
+        raise GemmaryError(_NOT_TEXT)
     if not np.isin(pieces.types, [int(t) for t in PieceType]).all():
         raise GemmaryError("the tokenizer is corrupt: a piece has an unknown type")
     for name, index in (("bos", pieces.bos_id), ("eos", pieces.eos_id), ("pad", pieces.pad_id), ("unk", pieces.unk_id)):
@@ -125,19 +125,18 @@ def from_gguf(pieces: Pieces) -> Pieces:
     check(pieces)
     specials = [pieces.bos_id, pieces.eos_id, pieces.pad_id]
     types = pieces.types.copy()
-    never = [
-        i for i in np.flatnonzero(types == PieceType.CONTROL).tolist() if pieces.piece_bytes(i) in _PLACEHOLDERS
-    ]
+    control = np.flatnonzero(types == PieceType.CONTROL).tolist()
+    never = [i for i in control if pieces.piece_bytes(i).decode(errors="replace") in PLACEHOLDERS]
     types[(types == PieceType.CONTROL) | (types == PieceType.UNKNOWN)] = PieceType.USER_DEFINED
     types[specials + never] = PieceType.CONTROL
     types[pieces.unk_id] = PieceType.UNKNOWN
     scores = np.where(types == PieceType.NORMAL, pieces.scores, np.float32(0))
     space, written = b" ", SPACE.encode()
-    rows = np.unique(
-        np.searchsorted(pieces.offsets, np.flatnonzero(_bytes(pieces.blob) == space[0]), side="right") - 1
-    )
+    first, last = int(pieces.offsets[0]), int(pieces.offsets[-1])
+    found = np.flatnonzero(np.frombuffer(pieces.blob, np.uint8)[first:last] == space[0]) + first
+    rows = np.unique(np.searchsorted(pieces.offsets, found, side="right") - 1)
     blob, offsets = _rewrite(pieces, rows, lambda piece: piece.replace(space, written))
-    return Pieces(blob, offsets, scores, types, *specials, pieces.unk_id, pieces.add_bos)
+    return replace(pieces, blob=blob, offsets=offsets, scores=scores, types=types)
 
 
 def to_gguf(pieces: Pieces) -> Pieces:
@@ -152,13 +151,18 @@ def to_gguf(pieces: Pieces) -> Pieces:
     special = (types == PieceType.CONTROL) | (types == PieceType.USER_DEFINED)
     scores = np.where(special, np.float32(GGUF_SPECIAL_SCORE), pieces.scores)
     blob, offsets = _rewrite(pieces, rows, lambda piece: piece.replace(SPACE.encode(), b" "))
-    return Pieces(
-        blob, offsets, scores, types, pieces.bos_id, pieces.eos_id, pieces.pad_id, pieces.unk_id, pieces.add_bos
-    )
+    return replace(pieces, blob=blob, offsets=offsets, scores=scores, types=types)
 
 
-def _bytes(blob: bytes) -> NDArray[np.uint8]:
-    return np.frombuffer(blob, np.uint8)
+def _is_text(pieces: Pieces) -> bool:
+    """Whether every piece is UTF-8: the whole is, and no piece begins in the middle of a character."""
+    whole = pieces.blob[pieces.offsets[0] : pieces.offsets[-1]]
+    starts = np.frombuffer(pieces.blob, np.uint8)[pieces.offsets[:-1]]
+    try:
+        whole.decode()
+    except UnicodeDecodeError:
+        return False
+    return not bool((starts & 0xC0 == 0x80).any())
 
 
 def _rewrite(

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmary.errors import GemmaryError
-from gemmary.tokenizer.pieces import Pieces, PieceType, from_strings
+from gemmary.tokenizer.pieces import Pieces, PieceType, pack
 
 _PIECE, _TRAINER, _NORMALIZER, _DENORMALIZER = 1, 2, 3, 5
 _BPE = 2
+_CUT_OFF = "it ends in the middle of a field"
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 _T = TypeVar("_T", int, bytes)
@@ -89,12 +90,18 @@ _NORMALIZER_SPEC = _field(1, b"identity") + _field(2, b"") + _field(3, 0) + _fie
 def check_model(data: bytes) -> None:
     """Raises GemmaryError unless `data` is a ModelProto with Gemma's switches: BPE, byte fallback, no normalisation.
 
-    A precompiled normalisation table is refused: it is a binary structure that the library trusts, and no Gemma has one.
+    A precompiled normalisation table is refused: it is a binary structure that the library trusts, and no Gemma has
+    one.
     """
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
-    count = 0
-    for number, value in _fields(data):
+    at = count = 0
+    while at < len(data) - 1 and data[at] == _PIECE << 3 | _BYTES and data[at + 1] < 128:  # the pieces: skip them fast
+        at += 2 + data[at + 1]
+        count += 1
+    if at > len(data):
+        raise _corrupt(_CUT_OFF)
+    for number, value in _fields(data[at:]):
         if number == _PIECE:
             count += 1
         elif number in (_TRAINER, _NORMALIZER, _DENORMALIZER):
@@ -112,12 +119,12 @@ def check_model(data: bytes) -> None:
     if trainer.get(3, 1) != _BPE or not trainer.get(35, 0):
         raise GemmaryError("not a Gemma tokenizer: the SentencePiece model is not BPE with byte fallback")
     if normalizer.get(3, 1) or normalizer.get(4, 1) or not normalizer.get(5, 1):
-        raise GemmaryError("not a Gemma tokenizer: the SentencePiece model adds, removes or keeps spaces as no Gemma does")
+        raise GemmaryError("not a Gemma tokenizer: the SentencePiece model adds or removes spaces")
 
 
-def read_model(data: bytes, *, bos_id: int, eos_id: int, pad_id: int, unk_id: int, add_bos: bool) -> Pieces:
+def read_model(data: bytes, bos_id: int, eos_id: int, pad_id: int, unk_id: int) -> Pieces:
     """Every piece of a ModelProto. Raises GemmaryError when it is malformed."""
-    strings, scores, types = [], [], []
+    encoded, scores, types = [], [], []
     for number, value in _fields(data):
         if number != _PIECE:
             continue
@@ -125,10 +132,11 @@ def read_model(data: bytes, *, bos_id: int, eos_id: int, pad_id: int, unk_id: in
             raise _corrupt("a piece is not a message")
         fields = dict(_fields(value))
         score = _typed(fields.get(2, bytes(4)), bytes)
-        strings.append(_typed(fields.get(1, b""), bytes).decode(errors="surrogateescape"))
+        encoded.append(_typed(fields.get(1, b""), bytes))
         scores.append(struct.unpack("<f", score)[0] if len(score) == 4 else np.nan)
-        types.append(_typed(fields.get(3, int(PieceType.NORMAL)), int))
-    return Pieces(*from_strings(strings, scores, types), bos_id, eos_id, pad_id, unk_id, add_bos)
+        types.append(min(_typed(fields.get(3, int(PieceType.NORMAL)), int), 127))  # 127: no type, refused by `check`
+    arrays = np.array(scores, np.float32), np.array(types, np.int32)
+    return Pieces(*pack(encoded), *arrays, bos_id, eos_id, pad_id, unk_id)
 
 
 def _typed(value: int | bytes, kind: type[_T]) -> _T:
@@ -154,7 +162,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         else:
             raise _corrupt("a field has an unknown wire type")
         if size > end - at:
-            raise _corrupt("it ends in the middle of a field")
+            raise _corrupt(_CUT_OFF)
         yield key >> 3, data[at : at + size]
         at += size
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from gemmary.errors import GemmaryError
-from gemmary.tokenizer import huggingface, pieces as vocabulary, proto
+from gemmary.tokenizer import huggingface, proto
+from gemmary.tokenizer import pieces as vocabulary
 from gemmary.tokenizer.decode import StreamDecoder
 from gemmary.tokenizer.pieces import SPACE, STRUCTURE, Pieces
 
@@ -35,17 +37,18 @@ class Tokenizer:
     with `escape_markers=True`. Every id list is a plain list of int.
     """
 
-    def __init__(self, model: bytes, *, add_bos: bool = True) -> None:
-        """model: a ModelProto that `proto` wrote or checked. add_bos: whether text prompts begin with BOS."""
+    def __init__(self, model: bytes, pieces: Pieces | None = None) -> None:
+        """model: a ModelProto that `proto` wrote or checked. pieces: what it was written from, when it was."""
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except Exception as error:  # the library raises RuntimeError, ValueError, …, all for a bad model
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = str(error).partition("\n")[0][:120] or type(error).__name__
             raise GemmaryError(f"the tokenizer is corrupt: {reason}") from None
         self._model = model
+        self._pieces = pieces
         self._processor = processor
         self._surfaces: dict[int, str | bytes] = {}
-        self.add_bos = add_bos
+        self.add_bos = pieces is None or pieces.add_bos
         self.vocab_size: int = processor.vocab_size()
         self.bos_id: int = processor.bos_id()
         self.eos_id: int = processor.eos_id()
@@ -67,7 +70,7 @@ class Tokenizer:
         if model.is_file():
             return cls.from_model_bytes(huggingface.read_limited(model, _MAX_MODEL_BYTES))
         if json_file.is_file():
-            return cls(proto.write_model(vocabulary.check(huggingface.read_tokenizer_json(json_file))))
+            return cls._from_checked(vocabulary.check(huggingface.read_tokenizer_json(json_file)))
         raise GemmaryError(f"no tokenizer in {folder}: it has neither tokenizer.model nor tokenizer.json")
 
     @classmethod
@@ -90,12 +93,15 @@ class Tokenizer:
         add_bos: bool = True,
     ) -> Tokenizer:
         """From lists in GGUF's conventions (see `from_arrays`)."""
-        blob, offsets, score_array, type_array = vocabulary.from_strings(pieces, scores, types)
+        try:
+            blob, offsets = vocabulary.pack([piece.encode() for piece in pieces])
+        except UnicodeEncodeError:
+            raise GemmaryError("the tokenizer is corrupt: a piece is not UTF-8 text") from None
         return cls.from_arrays(
             blob,
             offsets,
-            score_array,
-            type_array,
+            np.asarray(scores, np.float32),
+            np.asarray(types, np.int32),
             bos_id=bos_id,
             eos_id=eos_id,
             pad_id=pad_id,
@@ -133,7 +139,11 @@ class Tokenizer:
             unk_id,
             add_bos,
         )
-        return cls(proto.write_model(vocabulary.from_gguf(given)), add_bos=add_bos)
+        return cls._from_checked(vocabulary.from_gguf(given))
+
+    @classmethod
+    def _from_checked(cls, pieces: Pieces) -> Tokenizer:
+        return cls(proto.write_model(pieces), pieces)
 
     # Writers ------------------------------------------------------------------------------------------------------
 
@@ -143,16 +153,10 @@ class Tokenizer:
 
     def to_pieces(self) -> Pieces:
         """The vocabulary as arrays, in the original tokenizer's (SentencePiece's) conventions."""
-        return vocabulary.check(
-            proto.read_model(
-                self._model,
-                bos_id=self.bos_id,
-                eos_id=self.eos_id,
-                pad_id=self.pad_id,
-                unk_id=self.unk_id,
-                add_bos=self.add_bos,
-            )
-        )
+        if self._pieces is None:
+            read = proto.read_model(self._model, self.bos_id, self.eos_id, self.pad_id, self.unk_id)
+            self._pieces = vocabulary.check(read)
+        return self._pieces
 
     def to_arrays(self) -> Pieces:
         """The vocabulary as GGUF stores it: `.blob .offsets .scores .types`, `.bos_id .eos_id .pad_id .unk_id
@@ -160,8 +164,8 @@ class Tokenizer:
         return vocabulary.to_gguf(self.to_pieces())
 
     def save(self, folder: str | Path, *, chat_template: str | None = None) -> None:
-        """Writes `tokenizer.model`, `tokenizer.json` and `tokenizer_config.json`, each atomically, so that SentencePiece
-        and transformers' AutoTokenizer load it. The folder must exist."""
+        """Writes `tokenizer.model`, `tokenizer.json` and `tokenizer_config.json`, each atomically, so that
+        SentencePiece and transformers' AutoTokenizer load it. The folder must exist."""
         target = Path(folder)
         parts = self.to_pieces()
         huggingface.write_atomic(target / "tokenizer.model", self._model)
@@ -185,8 +189,8 @@ class Tokenizer:
             ) from None
         if escape_markers and (cuts := self._marker_cuts(text)):
             bounds = [0, *cuts, len(text)]
-            slices = (text[start:end] for start, end in zip(bounds, bounds[1:], strict=False))
-            ids = [i for piece in slices for i in self._processor.encode(piece)]
+            slices = (text[start:end] for start, end in pairwise(bounds))
+            ids: list[int] = [i for part in slices for i in self._processor.encode(part)]
         else:
             ids = self._processor.encode(utf8)
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
@@ -240,7 +244,10 @@ class Tokenizer:
         """A piece as the vocabulary spells it (spaces as U+2581, bytes as <0xNN>)."""
         if not 0 <= token_id < self.vocab_size:
             raise GemmaryError(f"token id {token_id} is outside the vocabulary (0 to {self.vocab_size - 1})")
-        piece: str = self._processor.id_to_piece(int(token_id))
+        try:
+            piece: str = self._processor.id_to_piece(int(token_id))
+        except UnicodeDecodeError:
+            raise GemmaryError(f"the tokenizer is corrupt: piece {token_id} is not UTF-8 text") from None
         return piece
 
     def find(self, piece: str) -> int | None:
