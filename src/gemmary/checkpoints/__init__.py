@@ -1,0 +1,61 @@
+"""Checkpoints on disk: one door to open any of them, one to write one. Each format is a reader of `tensors.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gemmary.checkpoints.checkpoint import Checkpoint, Format, Source
+from gemmary.errors import GemmaryError
+
+__all__ = ["Checkpoint", "Format", "Source", "open_checkpoint", "save_checkpoint"]
+
+
+def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
+    """Opens a Hugging Face folder or a GGUF file: reads and checks its headers, maps its weights.
+
+    name: what to call the model instead of what the file says. Raises GemmaryError, one line, for what is not there,
+    not Gemma, not whole or not sound; before any tensor is read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        from gemmary.checkpoints.huggingface import open_folder
+
+        return open_folder(path, name)
+    if not path.is_file():
+        raise GemmaryError(f"there is no file or folder {path}")
+    if path.suffix != ".gguf":
+        raise GemmaryError(f"{path} is neither a folder nor a .gguf file")
+    from gemmary.checkpoints.gguf import open_gguf
+
+    return open_gguf(path, name)
+
+
+def save_checkpoint(
+    source: Source,
+    path: str | Path,
+    *,
+    format: str = "safetensors",
+    dtype: str | None = None,
+    shard_bytes: int | None = None,
+) -> list[str]:
+    """Writes a model; returns lines that a user should be told. Nothing is ever half-written.
+
+    format: "safetensors" (a Hugging Face folder, which must not exist or be empty) or "gguf" (one file, replaced).
+    dtype: None = as stored; "float32", "bfloat16", "float16"; for GGUF also "Q8_0" or "int8", "Q4_0" or "int4".
+    shard_bytes: the largest file of a folder (5 GB). Raises GemmaryError.
+    """
+    from gemmary.checkpoints.convert import NAMES
+
+    if dtype is not None and dtype not in NAMES:
+        raise GemmaryError(f"weights cannot be written as {dtype!r}: choose float32, bfloat16, float16, Q8_0 or Q4_0")
+    stored = NAMES[dtype] if dtype is not None else None
+    path = Path(path)
+    if format == "gguf":
+        from gemmary.checkpoints.gguf_write import save_gguf
+
+        return save_gguf(source, path, stored)
+    if format == "safetensors":
+        from gemmary.checkpoints.huggingface_write import SHARD_BYTES, save_folder
+
+        return save_folder(source, path, stored, shard_bytes or SHARD_BYTES)
+    raise GemmaryError(f"no format is called {format!r}: choose safetensors or gguf")

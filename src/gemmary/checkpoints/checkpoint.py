@@ -1,0 +1,69 @@
+"""What an opened checkpoint offers, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from gemmary.config import Config
+from gemmary.quantize.leaves import Leaf
+
+if TYPE_CHECKING:
+    from gemmary.tokenizer import Tokenizer
+
+Format = Literal["safetensors", "gguf"]
+
+
+@dataclass
+class Checkpoint:
+    """A model on disk whose headers were read and found sound. Weights are mapped, and read when they are used."""
+
+    path: Path
+    format: Format
+    config: Config
+    name: str
+    """What the file or folder calls the model."""
+    leaves: Mapping[str, Callable[[], Leaf]]
+    load_tokenizer: Callable[[], Tokenizer]
+    load_chat_template: Callable[[], str | None]
+    notices: list[str] = field(default_factory=list)
+    """What a user should be told: parts that were set aside, numbers that were reinterpreted. One line each."""
+
+    def lookup(self, name: str) -> Leaf:
+        """The leaf of a name of the tensor table (`layers.3.gate`); norms are zero-centred float32."""
+        return self.leaves[name]()
+
+    def names(self) -> list[str]:
+        """Every name that `lookup` takes, in the order of the tensor table."""
+        return list(self.leaves)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Built when first asked for. Raises GemmaryError where the checkpoint has none, or a corrupt one."""
+        return self.load_tokenizer()
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The template's source, never executed: that there is one says that the model is instruction-tuned."""
+        return self.load_chat_template()
+
+
+class Source(Protocol):
+    """What `save_checkpoint` writes: a Checkpoint, or a loaded model. tokenizer may be None (tests do that)."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def chat_template(self) -> str | None: ...
+
+    def lookup(self, name: str) -> Leaf: ...

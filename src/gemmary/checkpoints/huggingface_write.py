@@ -1,0 +1,115 @@
+"""Writes a Hugging Face folder that transformers loads (and, for EmbeddingGemma, sentence-transformers)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gemmary.checkpoints import safetensors
+from gemmary.checkpoints.checkpoint import Source
+from gemmary.checkpoints.config_json import write_config
+from gemmary.checkpoints.convert import FLOATS, pieces, stored_bytes
+from gemmary.checkpoints.json_files import write_json
+from gemmary.checkpoints.pooling import write_pooling
+from gemmary.checkpoints.tensors import Tensor, tensors
+from gemmary.errors import GemmaryError
+from gemmary.files import HashingFile, atomic_folder
+
+SHARD_BYTES = 5_000_000_000
+_TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def save_folder(source: Source, path: Path, format: str | None, shard_bytes: int = SHARD_BYTES) -> list[str]:
+    """Writes the folder `path`, atomically, with SHA256SUMS in it. format: F32, BF16, F16, or None: as stored.
+
+    Every weight is written in one format. Quantized weights are dequantized (None: to F32, which holds them exactly).
+    Returns what a user should be told. Raises GemmaryError where the folder holds something, or the disk refuses.
+    """
+    if format is not None and format not in FLOATS:
+        raise GemmaryError(f"a Hugging Face folder is written as {', '.join(_TORCH_NAMES.values())}, not {format}")
+    config = source.config
+    table = tensors(config)
+    format, notices = _choose(source, table, format)
+    eos_ids = _eos_ids(source)
+    data = write_config(config, _TORCH_NAMES[format], eos_ids)
+    with atomic_folder(path) as folder:
+        write_json(folder / "config.json", data)
+        if not config.bidirectional:
+            write_json(folder / "generation_config.json", _generation_config(source, eos_ids))
+        _write_weights(source, folder, [t for t in table if not t.is_pooled_dense], format, shard_bytes)
+        if config.bidirectional:
+            write_pooling(folder, config)
+            for tensor in (t for t in table if t.is_pooled_dense):
+                place, name = tensor.hugging_face.split("/")
+                _write_file(source, folder / place / "model.safetensors", {name: tensor}, format)
+        if source.tokenizer is None:
+            notices.append("the folder carries no tokenizer")
+        else:
+            source.tokenizer.save(folder)
+        if source.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
+    return notices
+
+
+def _choose(source: Source, table: tuple[Tensor, ...], asked: str | None) -> tuple[str, list[str]]:
+    formats = {source.lookup(t.name).format for t in table if not t.is_norm}
+    quantized = sorted(formats - FLOATS.keys())
+    format = asked or (formats.pop() if len(formats) == 1 and not quantized else "F32")
+    if not quantized:
+        return format, []
+    return format, [f"{', '.join(quantized)} weights are written as {_TORCH_NAMES[format]}: the format has no blocks"]
+
+
+def _write_weights(source: Source, folder: Path, table: list[Tensor], format: str, shard_bytes: int) -> None:
+    prefix = "" if source.config.bidirectional else "model."
+    shards: list[dict[str, Tensor]] = [{}]
+    room = shard_bytes
+    for tensor in table:
+        size = stored_bytes(format, tensor.shape)
+        if size > room and shards[-1]:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][prefix + tensor.hugging_face] = tensor
+        room -= size
+    if len(shards) == 1:
+        _write_file(source, folder / "model.safetensors", shards[0], format)
+        return
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(source, folder / name, shard, format)
+        places |= dict.fromkeys(shard, name)
+    total = sum(stored_bytes(format, t.shape) for t in table)
+    parameters = sum(math.prod(t.shape) for t in table)
+    index: dict[str, Any] = {"metadata": {"total_parameters": parameters, "total_size": total}, "weight_map": places}
+    write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_file(source: Source, path: Path, named: dict[str, Tensor], format: str) -> None:
+    """A file inside a folder that is itself made atomic, so this one need not be."""
+    with open(path, "wb") as file:
+        rows = [(name, format, tensor.shape) for name, tensor in named.items()]
+        safetensors.write(HashingFile(file), rows, (_data(source, t, format) for t in named.values()))
+
+
+def _data(source: Source, tensor: Tensor, format: str) -> Iterator[npt.NDArray[np.uint8]]:
+    return pieces(source.lookup(tensor.name), format)
+
+
+def _eos_ids(source: Source) -> list[int]:
+    """The end of the text, and for an instruction-tuned model the end of a turn."""
+    turn = source.tokenizer.turn_ids if source.tokenizer is not None and source.chat_template is not None else None
+    return [1] if turn is None else [1, turn[1]]
+
+
+def _generation_config(source: Source, eos_ids: list[int]) -> dict[str, Any]:
+    eos = eos_ids if len(eos_ids) > 1 else eos_ids[0]
+    data: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": eos, "pad_token_id": 0}
+    if source.config.family == "gemma3" and source.chat_template is not None:
+        data |= {"do_sample": True, "temperature": 1.0, "top_k": 64, "top_p": 0.95}  # as the official folders say
+    return data

@@ -1,0 +1,126 @@
+"""THE tensor table: one row for each tensor of the text models. A loader or a writer of a format is a reader of it.
+
+    our name     axes (named after Config)          Hugging Face, after the prefix of §4.1        GGUF
+
+Norms: Hugging Face stores the zero-centred weight w as it was trained, GGUF stores 1 + w. Leaves are zero-centred
+float32. Taking 1 off again is exact for a w that was born in bfloat16 (unless |w| < 2^-16, where 1 + w had already lost
+its last bits in GGUF). Linear weights are [out, in] in both formats, and neither permutes rows of q or k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gemmary.config import Config, Family
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. `{i}` stands for the number of a layer, `needs` for the Config property that brings the tensor."""
+
+    name: str
+    axes: tuple[str, ...]
+    hugging_face: str
+    gguf: str
+    needs: str = ""
+
+    @property
+    def is_norm(self) -> bool:
+        return len(self.axes) == 1
+
+
+_D, _Q, _K, _F, _H = "hidden_size", "query_size", "kv_size", "intermediate_size", "head_dim"
+_L, _B = "layers.{i}.", "blk.{i}."
+
+TABLE: tuple[Row, ...] = (
+    Row("embed", ("vocab_size", _D), "embed_tokens.weight", "token_embd.weight"),
+    Row(_L + "attn_norm", (_D,), _L + "input_layernorm.weight", _B + "attn_norm.weight"),
+    Row(_L + "q", (_Q, _D), _L + "self_attn.q_proj.weight", _B + "attn_q.weight"),
+    Row(_L + "k", (_K, _D), _L + "self_attn.k_proj.weight", _B + "attn_k.weight"),
+    Row(_L + "v", (_K, _D), _L + "self_attn.v_proj.weight", _B + "attn_v.weight"),
+    Row(_L + "o", (_D, _Q), _L + "self_attn.o_proj.weight", _B + "attn_output.weight"),
+    Row(_L + "q_norm", (_H,), _L + "self_attn.q_norm.weight", _B + "attn_q_norm.weight", "qk_norm"),
+    Row(_L + "k_norm", (_H,), _L + "self_attn.k_norm.weight", _B + "attn_k_norm.weight", "qk_norm"),
+    Row(
+        _L + "post_attn_norm",
+        (_D,),
+        _L + "post_attention_layernorm.weight",
+        _B + "post_attention_norm.weight",
+        "post_norms",
+    ),
+    Row(_L + "ffn_norm", (_D,), _L + "pre_feedforward_layernorm.weight", _B + "ffn_norm.weight"),
+    Row(_L + "gate", (_F, _D), _L + "mlp.gate_proj.weight", _B + "ffn_gate.weight"),
+    Row(_L + "up", (_F, _D), _L + "mlp.up_proj.weight", _B + "ffn_up.weight"),
+    Row(_L + "down", (_D, _F), _L + "mlp.down_proj.weight", _B + "ffn_down.weight"),
+    Row(
+        _L + "post_ffn_norm",
+        (_D,),
+        _L + "post_feedforward_layernorm.weight",
+        _B + "post_ffw_norm.weight",
+        "post_norms",
+    ),
+    Row("final_norm", (_D,), "norm.weight", "output_norm.weight"),
+)
+
+FAMILY_NAMES: dict[Family, dict[str, str]] = {
+    # Gemma 1 has no norm after its branches; Hugging Face calls the one before the MLP "post attention" (trap T16).
+    "gemma": {_L + "ffn_norm": _L + "post_attention_layernorm.weight"},
+}
+"""Hugging Face names where a family differs from the table."""
+
+PREFIXES: tuple[str, ...] = ("model.", "", "language_model.model.", "model.language_model.")
+"""What may stand before the table's Hugging Face names: decoders; EmbeddingGemma; the text part of a multimodal Gemma 3
+on the Hub; the same, saved again by transformers >= 4.52."""
+
+HEADS: tuple[str, ...] = ("lm_head.weight", "language_model.lm_head.weight")
+"""A tied head that was stored all the same: it must equal the embedding table."""
+
+VISION_PREFIXES: tuple[str, ...] = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+)
+"""The tensors of a multimodal Gemma 3 that are not its text model."""
+
+PADDED_ROWS: dict[int, int] = {256_128: 256_000, 262_208: 262_144}
+"""Stored rows of an embedding table -> the tokens among them (trap T17). The others were never trained."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of one model."""
+
+    name: str
+    shape: tuple[int, ...]
+    is_norm: bool
+    hugging_face: str
+    """Without a prefix. For a pooled dense layer: its folder and the name inside, joined by a slash."""
+    gguf: str
+
+    @property
+    def is_pooled_dense(self) -> bool:
+        return self.name.startswith("dense.")
+
+
+def tensors(config: Config) -> tuple[Tensor, ...]:
+    """Every tensor of a model, in the order of its computation."""
+    found: list[Tensor] = []
+    layer_rows = [row for row in TABLE if "{i}" in row.name]
+    for row in TABLE:
+        if "{i}" not in row.name:
+            found.append(_tensor(config, row, 0))
+        elif row is layer_rows[0]:
+            for i in range(config.num_layers):
+                found += [_tensor(config, r, i) for r in layer_rows if not r.needs or getattr(config, r.needs)]
+    widths = (config.hidden_size, *config.pooled_dense)
+    for i in range(len(config.pooled_dense)):
+        shape = (widths[i + 1], widths[i])
+        found.append(Tensor(f"dense.{i}", shape, False, f"{i + 2}_Dense/linear.weight", f"dense_{i + 2}.weight"))
+    return tuple(found)
+
+
+def _tensor(config: Config, row: Row, i: int) -> Tensor:
+    hugging_face = FAMILY_NAMES.get(config.family, {}).get(row.name, row.hugging_face)
+    shape = tuple(int(getattr(config, axis)) for axis in row.axes)
+    return Tensor(row.name.format(i=i), shape, row.is_norm, hugging_face.format(i=i), row.gguf.format(i=i))
