@@ -1,0 +1,58 @@
+"""Gemmary: the Gemma series on your own machine.
+
+    import gemmary
+
+    model = gemmary.load("starter")
+    print(model.generate("The capital of France is", max_tokens=32).text)
+
+Names are imported when they are used, so that `import gemmary` costs nothing.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # type checkers take it for true; importing `typing` would cost more than this whole package
+if TYPE_CHECKING:
+    from typing import Any
+
+    from gemmary.api import GemmaryWarning, Model, load, save
+    from gemmary.errors import GemmaryError
+    from gemmary.generate import Completion, Piece, SamplingParams, Stats, Stream, TokenLogprob
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Completion",
+    "GemmaryError",
+    "GemmaryWarning",
+    "Model",
+    "Piece",
+    "SamplingParams",
+    "Stats",
+    "Stream",
+    "TokenLogprob",
+    "__version__",
+    "load",
+    "save",
+]
+
+_MODULES = {
+    "GemmaryError": "gemmary.errors",
+    "GemmaryWarning": "gemmary.api",
+    "Model": "gemmary.api",
+    "load": "gemmary.api",
+    "save": "gemmary.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'gemmary' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_MODULES.get(name, "gemmary.generate")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,177 @@
+"""The Python face: `load` a model, ask it, `save` it.
+
+import gemmary
+model = gemmary.load("starter")
+model.generate("The capital of France is", max_tokens=32, temperature=0.0).text
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from pathlib import Path
+
+from gemmary import zoo
+from gemmary.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
+from gemmary.checkpoints.hub import parse, resolve
+from gemmary.checkpoints.starter import NAME
+from gemmary.checkpoints.tensors import tensors
+from gemmary.config import Config
+from gemmary.engines import ENGINES, Engine, open_engine
+from gemmary.errors import GemmaryError
+from gemmary.generate.scheduler import KV_ELEMENT_BYTES
+from gemmary.loaded import GemmaryWarning, Model, warn
+from gemmary.memory import available_bytes, require, size
+from gemmary.quantize import blocks
+from gemmary.quantize.leaves import Blocks, Dense, Leaf
+
+__all__ = ["GemmaryWarning", "Model", "load", "save"]
+
+DTYPES = ("float32", "bfloat16")
+QUANT = {"int8": "Q8_0", "int4": "Q4_0"}
+"""Block types of `quant=`: groups of 32 weights with one float16 scale."""
+_BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.5, "int4": 4.5}
+
+
+def load(
+    name: str | Path,
+    *,
+    engine: str = "native",
+    threads: int | None = None,
+    dtype: str | None = None,
+    quant: str | None = None,
+    context: int | None = None,
+) -> Model:
+    """Opens a checkpoint and builds an engine for it.
+
+    name: "starter", a short name ("gemma-2-2b-it"), a hub id, a folder or a `.gguf` file; nothing is downloaded
+    (`gemmary pull` does that). engine: "native", "torch" or "reference". threads: None = all cores. dtype: None = as
+    stored; "float32" or "bfloat16" for that, whatever is stored (a quantized weight is dequantized exactly). quant:
+    None = as stored; "int8" or "int4" quantizes every matrix, the embedding table too. context: tokens of prompt and
+    answer together; None = the model's own, or as much of it as memory has room for, which `Model.notices` then says.
+
+    Raises GemmaryError where something is wrong, missing, or foreseeably larger than the memory.
+    """
+    _check_options(engine, threads, dtype, quant)
+    path = resolve(name)
+    known = zoo.find(str(name))
+    is_name = isinstance(name, str) and not Path(name).exists() and (name == NAME or parse(name) is not None)
+    checkpoint = open_checkpoint(path, known.name if known else str(name) if is_name else None)
+    lookup: Callable[[str], Leaf] = checkpoint.lookup
+    notices: list[str] = []
+    if quant is not None:
+        lookup = quantized(checkpoint, quant, notices)
+    bits = _BITS.get(dtype or quant or "")
+    needed = checkpoint.config.weight_bytes(bits) if bits else _stored_bytes(path)
+    require(needed, f"{checkpoint.name} ({dtype or quant or 'as stored'})", 'try quant="int4", or a smaller model')
+    built = _open_engine(engine, checkpoint.config, lookup, dtype, threads)
+    kv_bytes = None if (free := available_bytes()) is None else free // 2
+    fitted = _fit_context(checkpoint.config, context, kv_bytes, notices)
+    model = Model(checkpoint, built, lookup=lookup, context=fitted, kv_bytes=kv_bytes, notices=notices)
+    warn(notices)
+    return model
+
+
+def save(
+    model: Model,
+    path: str | Path,
+    format: str = "safetensors",
+    *,
+    dtype: str | None = None,
+    shard_bytes: int | None = None,
+) -> list[str]:
+    """Writes a model with its tokenizer and chat template. Returns what should be known, also as GemmaryWarnings.
+
+    format: "safetensors" (a Hugging Face folder that transformers loads; it must not exist or be empty) or "gguf" (one
+    file that llama.cpp loads). dtype: None = as the weights were loaded (after `quant=`), or "float32", "bfloat16",
+    "float16", and for GGUF "int8" or "int4". shard_bytes: the largest file of a folder. Nothing is ever half-written.
+    """
+    notices = save_checkpoint(model, path, format=format, dtype=dtype, shard_bytes=shard_bytes)
+    warn(notices)
+    return notices
+
+
+def quantized(checkpoint: Checkpoint, quant: str, notices: list[str]) -> Callable[[str], Leaf]:
+    """A lookup that gives every matrix in `quant`'s blocks, made when asked for.
+
+    Raises GemmaryError where a row does not divide into blocks. Matrices that were quantized already are dequantized
+    first, and a notice says so; those that are stored in just this type stay as they are.
+    """
+    block_type = QUANT[quant]
+    matrices = {tensor.name for tensor in tensors(checkpoint.config) if not tensor.is_norm}
+    formats: set[str] = set()
+    for name in matrices:
+        leaf = checkpoint.lookup(name)
+        formats.add(leaf.format)
+        try:
+            blocks.row_bytes(block_type, leaf.shape[-1])
+        except GemmaryError as error:
+            raise GemmaryError(f"{checkpoint.name} cannot be quantized to {quant}: in {name} {error}") from None
+    if again := sorted(formats - {"F32", "BF16", "F16", block_type}):
+        notices.append(
+            f"weights stored as {', '.join(again)} are dequantized and quantized again to {quant} ({block_type}), "
+            "which loses accuracy twice: start from the unquantized checkpoint where you can"
+        )
+
+    def lookup(name: str) -> Leaf:
+        leaf = checkpoint.lookup(name)
+        if name not in matrices or leaf.format == block_type:
+            return leaf
+        dense = leaf.array if isinstance(leaf, Dense) else leaf.dequantize()
+        return Blocks(block_type, (leaf.shape[0], leaf.shape[1]), blocks.quantize(block_type, dense))
+
+    return lookup
+
+
+def _check_options(engine: str, threads: int | None, dtype: str | None, quant: str | None) -> None:
+    if engine not in ENGINES:
+        raise GemmaryError(f"no engine is called {engine!r}: choose {', '.join(ENGINES)}")
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise GemmaryError(f"threads must be a whole number of at least 1, not {threads!r}")
+    if dtype in ("float16", "fp16", "half"):
+        raise GemmaryError(
+            f"no {dtype}: Gemma's activations pass its largest number, 65504; choose float32 or bfloat16"
+        )
+    if dtype is not None and dtype not in DTYPES:
+        raise GemmaryError(f"dtype must be {' or '.join(DTYPES)}, or None for as stored; not {dtype!r}")
+    if quant is not None and quant not in QUANT:
+        raise GemmaryError(f"quant must be {' or '.join(QUANT)}, or None for as stored; not {quant!r}")
+
+
+def _open_engine(
+    name: str, config: Config, lookup: Callable[[str], Leaf], dtype: str | None, threads: int | None
+) -> Engine:
+    try:
+        return open_engine(name, config, lookup, dtype=dtype, threads=threads)
+    except ImportError as error:
+        if name == "torch":
+            raise GemmaryError('the torch engine needs PyTorch: pip install "gemmary[torch]"') from error
+        raise GemmaryError(f"the {name} engine is not built into this installation: {error}") from error
+
+
+def _stored_bytes(path: Path) -> int:
+    weights = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in weights)
+
+
+def _fit_context(config: Config, context: int | None, kv_bytes: int | None, notices: list[str]) -> int:
+    """The context that was asked for, or the model's own, cut to what the key-value cache may take."""
+    most = config.context_length
+    if context is not None and not 1 <= context <= most:
+        raise GemmaryError(f"context must be from 1 to the model's own {most:,} tokens, not {context:,}")
+    wanted = context or most
+
+    def cost(tokens: int) -> int:
+        return config.kv_cache_bytes(tokens, KV_ELEMENT_BYTES)
+
+    fits = wanted if kv_bytes is None else bisect.bisect_right(range(1, wanted + 1), kv_bytes, key=cost)
+    if fits == wanted:
+        return wanted
+    assert kv_bytes is not None
+    if context is not None or fits == 0:
+        raise GemmaryError(
+            f"a context of {wanted:,} tokens needs {size(cost(wanted))} and {size(kv_bytes)} can be set aside for it: "
+            f"ask for {max(fits, 1):,} or fewer"
+        )
+    notices.append(f"the context is {fits:,} of the model's {wanted:,} tokens: that is what memory has room for")
+    return fits

@@ -1,0 +1,110 @@
+"""One row of logits to one token: repetition penalty, temperature, top-k, top-p, min-p, a draw. numpy, float32.
+
+The order and the meaning are those of transformers' logits processors. Where tokens tie at a filter's edge, all of them
+stay (transformers does so for top-k; for top-p its sort picks some). A row costs about 30 microseconds when greedy
+and well under a millisecond with top-k at V = 262,144, because nothing sorts the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gemmary.errors import GemmaryError
+from gemmary.generate.params import SamplingParams
+
+Floats = npt.NDArray[Any]
+Ids = npt.NDArray[np.integer[Any]]
+
+_BLOCKS = 512
+_NUCLEUS = 1024
+
+
+def sample(logits: Floats, params: SamplingParams, history: Sequence[int], seed: int, index: int) -> int:
+    """The next token. logits: float32 [V], unmodified. history: prompt and text so far, for the penalty.
+
+    seed, index: the draw is a function of these two alone (index: how many tokens were drawn before it). Raises
+    GemmaryError when the logits are not numbers, which means that the weights or the engine are broken.
+    """
+    logits = penalize(logits, params.repetition_penalty, history)
+    best = int(np.argmax(logits))  # the place of a NaN, if there is one
+    if not np.isfinite(logits[best]):
+        raise GemmaryError("the model's logits are not finite numbers: the weights are damaged; run `gemmary verify`")
+    if params.temperature == 0:
+        return best
+    ids, probabilities = distribution(logits, params)
+    cumulative = np.cumsum(probabilities.astype(np.float64))
+    place = np.searchsorted(cumulative, uniform(seed, index) * cumulative[-1], side="right")
+    return int(ids[min(int(place), len(ids) - 1)])
+
+
+def penalize(logits: Floats, penalty: float, history: Sequence[int]) -> Floats:
+    """Divides positive logits of the tokens of `history` by `penalty` and multiplies negative ones, once a token."""
+    if penalty == 1 or not len(history):
+        return logits
+    logits = logits.copy()
+    ids = np.unique(np.asarray(history))
+    scores = logits[ids]
+    logits[ids] = np.where(scores < 0, scores * np.float32(penalty), scores / np.float32(penalty))
+    return logits
+
+
+def distribution(logits: Floats, params: SamplingParams) -> tuple[Ids, Floats]:
+    """The tokens that the filters leave, in the order of their ids, and their probabilities up to a common factor."""
+    ids: Ids = np.arange(len(logits))
+    if 0 < params.top_k < len(logits):
+        ids = np.flatnonzero(logits >= kth_largest(logits, params.top_k))
+        logits = logits[ids]
+    probabilities = np.exp((logits - logits.max()) / np.float32(params.temperature))
+    keep = np.ones(len(ids), dtype=bool)
+    if params.top_p < 1:
+        keep &= probabilities >= nucleus_edge(probabilities, params.top_p)
+    if params.min_p > 0:
+        keep &= probabilities >= np.float32(params.min_p)  # the likeliest has 1
+    return ids[keep], probabilities[keep]
+
+
+def kth_largest(values: Floats, k: int) -> Any:
+    """The k-th largest value. A bound from block maxima leaves few candidates to partition."""
+    per_block = len(values) // _BLOCKS
+    if k <= _BLOCKS and per_block > 1:
+        maxima = values[: per_block * _BLOCKS].reshape(_BLOCKS, per_block).max(axis=1)
+        values = values[values >= np.partition(maxima, -k)[-k]]  # at least k values are as large as this
+    return np.partition(values, -k)[-k]
+
+
+def nucleus_edge(probabilities: Floats, top_p: float) -> Any:
+    """The probability of the token with which the likeliest first add up to top_p of the whole."""
+    wanted = top_p * probabilities.sum(dtype=np.float64)
+    few = probabilities
+    if len(probabilities) > 4 * _NUCLEUS:
+        few = probabilities[probabilities >= kth_largest(probabilities, _NUCLEUS)]
+    ordered = np.sort(few)[::-1]
+    cumulative = np.cumsum(ordered.astype(np.float64))
+    if cumulative[-1] < wanted and len(few) < len(probabilities):
+        ordered = np.sort(probabilities)[::-1]
+        cumulative = np.cumsum(ordered.astype(np.float64))
+    return ordered[min(int(np.searchsorted(cumulative, wanted)), len(ordered) - 1)]
+
+
+def uniform(seed: int, index: int) -> float:
+    """A number in [0, 1) from the `index`-th block of a counter-based generator keyed by `seed`."""
+    return float(np.random.Generator(np.random.Philox(key=seed, counter=[0, index, 0, 0])).random())
+
+
+def log_softmax_at(logits: Floats, ids: Ids) -> Floats:
+    """Log-probabilities of some tokens under the unmodified distribution. logits float32 [V] -> float64 [len(ids)]."""
+    top = logits.max()
+    normalizer = float(top) + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
+    return logits[ids].astype(np.float64) - normalizer
+
+
+def likeliest(logits: Floats, count: int) -> Ids:
+    """The `count` likeliest tokens, the likeliest first; ties in the order of their ids."""
+    if count == 0:
+        return np.zeros(0, dtype=np.int64)
+    ids = np.flatnonzero(logits >= kth_largest(logits, min(count, len(logits))))
+    return ids[np.argsort(-logits[ids], kind="stable")][:count]

@@ -1,0 +1,190 @@
+"""Continuous batching: each step of the engine mixes the next tokens of running requests with pieces of new prompts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from gemmary.batch import Batch, Chunk
+from gemmary.config import Config
+from gemmary.engines import Engine
+from gemmary.errors import GemmaryError
+from gemmary.generate.request import Request
+from gemmary.memory import size
+
+KV_ELEMENT_BYTES = 4
+"""Keys and values are budgeted as float32, the most that an engine keeps."""
+
+
+STEP_TOKENS = 512
+"""The most tokens of one sequence that a step is given, but for a prefix that cannot be cut. Engines whose windowed
+layers keep a ring of keys size it for this."""
+
+
+class Scheduler:
+    """Owns an engine. Any thread may submit, cancel and advance; one at a time runs a step, under `lock`.
+
+    Each step every decoding request gets its one token; what is left of `step_tokens` (at least one) goes to prompts,
+    in the order they came. Requests are admitted first come, first served, while there are fewer than `max_sequences`
+    of them and their caches, at full length, fit into `kv_bytes` (None: no limit); the others wait.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        context: int | None = None,
+        step_tokens: int = STEP_TOKENS,
+        max_sequences: int = 64,
+        kv_bytes: int | None = None,
+    ) -> None:
+        self.engine = engine
+        self.config: Config = engine.config
+        self.context = context or self.config.context_length
+        self.step_tokens = step_tokens
+        self.max_sequences = max_sequences
+        self.kv_bytes = kv_bytes
+        self.kv_used = 0
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.lock = threading.RLock()
+        self._busy = False
+
+    def submit(self, request: Request) -> None:
+        """Queues a request. Raises GemmaryError for one that could never run."""
+        prompt, asked = len(request.prompt), request.params.max_tokens
+        if prompt == 0:
+            raise GemmaryError("the prompt is empty: it needs at least one token")
+        if prompt >= self.context:
+            raise GemmaryError(
+                f"the prompt has {prompt:,} tokens and the context holds {self.context:,}, prompt and answer together: "
+                "shorten the prompt"
+            )
+        if asked is not None and prompt + asked > self.context:
+            raise GemmaryError(
+                f"{prompt:,} tokens of prompt and max_tokens={asked:,} do not fit the context of {self.context:,}: "
+                f"max_tokens can be at most {self.context - prompt:,}"
+            )
+        low, high = min(request.prompt), max(request.prompt)
+        if low < 0 or high >= self.config.vocab_size:
+            wrong = low if low < 0 else high
+            raise GemmaryError(f"token id {wrong} is outside the vocabulary (0 to {self.config.vocab_size - 1})")
+        request.max_tokens = asked if asked is not None else self.context - prompt
+        request.kv_bytes = self.config.kv_cache_bytes(prompt + request.max_tokens, KV_ELEMENT_BYTES)
+        if self.kv_bytes is not None and request.kv_bytes > self.kv_bytes:
+            raise GemmaryError(
+                f"{prompt + request.max_tokens:,} tokens need {size(request.kv_bytes)} of key-value cache and "
+                f"{size(self.kv_bytes)} are set aside for it: lower max_tokens or shorten the prompt"
+            )
+        request.submitted_at = time.perf_counter()
+        with self.lock:
+            self.waiting.append(request)
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request, at once or after the step that is running. Nothing happens to one that has ended."""
+        request.cancelled = True
+        with self.lock:
+            if not self._busy:  # else a collected stream cancels from within this thread's step, which sweeps itself
+                self._sweep()
+
+    def close(self) -> None:
+        """Cancels everything."""
+        with self.lock:
+            for request in (*self.running, *self.waiting):
+                request.cancelled = True
+            self._sweep()
+
+    def advance(self, request: Request) -> None:
+        """Runs a step unless `request` has something to read or has ended meanwhile. Raises what ended it."""
+        with self.lock:
+            if not request.unread and request.finish_reason is None:
+                self.step()
+        if request.error is not None:
+            raise request.error
+
+    def step(self) -> int:
+        """Runs the engine once; returns how many tokens it computed (0: there is nothing to do)."""
+        with self.lock:
+            self._sweep()
+            self._busy = True
+            try:
+                self._admit()
+                planned = self._plan()
+                self._run(planned)
+            finally:
+                self._busy = False
+                self._sweep()
+            return sum(len(chunk.tokens) for _, chunk in planned)
+
+    def _run(self, planned: Sequence[tuple[Request, Chunk]]) -> None:
+        """One step of the engine, and each request's next token where its row is there."""
+        if not planned:
+            return
+        now = time.perf_counter()
+        try:
+            batch = Batch.of(self.config, [chunk for _, chunk in planned])
+            rows = iter(self.engine.step(batch, [request.cache for request, _ in planned]))
+            for request, chunk in planned:
+                request.started_at = request.started_at or now
+                request.computed += len(chunk.tokens)
+                if chunk.outputs == "last":
+                    request.take(next(rows))
+        except BaseException as error:
+            # Some caches hold half a step: none of these requests can go on.
+            for request, _ in planned:
+                if request.finish_reason is None:
+                    request.error, request.cancelled = error, True
+            raise
+
+    def _admit(self) -> None:
+        while self.waiting and len(self.running) < self.max_sequences:
+            request = self.waiting[0]
+            if self.kv_bytes is not None and self.kv_used + request.kv_bytes > self.kv_bytes:
+                return
+            try:
+                request.cache = self.engine.new_cache(len(request.prompt) + request.max_tokens)
+            except Exception as error:  # this request's own failure: whoever reads it is told
+                request.error, request.finish_reason = error, "cancelled"
+                self.waiting.popleft()
+                continue
+            self.waiting.popleft()
+            self.kv_used += request.kv_bytes
+            self.running.append(request)
+
+    def _plan(self) -> Sequence[tuple[Request, Chunk]]:
+        """Decodes first, then prompts in order of arrival until the budget is spent."""
+        planned = [(r, Chunk(r.pending(1), r.computed)) for r in self.running if r.decoding]
+        left = max(1, self.step_tokens - len(planned))
+        whole_step = left
+        for request in self.running:
+            if request.decoding:
+                continue
+            prefix = len(request.prompt) if self.config.bidirectional else request.prefix
+            size = min(left, len(request.prompt) - request.computed)
+            if request.computed < prefix and size < prefix - request.computed:
+                # Tokens that see each other go in one chunk, larger than the budget if no other prompt is in the step.
+                if left < whole_step:
+                    break
+                size = prefix - request.computed
+            last = request.computed + size == len(request.prompt)
+            chunk = Chunk(request.pending(size), request.computed, request.prefix, "last" if last else "none")
+            planned.append((request, chunk))
+            left -= size
+            if left <= 0:
+                break
+        return planned
+
+    def _sweep(self) -> None:
+        """Takes out what has ended: its slot and its cache are free."""
+        self._busy = True
+        for request in [r for r in (*self.running, *self.waiting) if r.cancelled or r.finish_reason]:
+            request.finish_reason = request.finish_reason or "cancelled"
+            request.cache = None
+            if request in self.running:
+                self.running.remove(request)
+                self.kv_used -= request.kv_bytes
+            else:
+                self.waiting.remove(request)
+        self._busy = False

@@ -1,0 +1,296 @@
+"""A loaded model: what can be asked of it. `gemmary.load` makes one."""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from gemmary import zoo
+from gemmary.batch import Batch, Chunk
+from gemmary.chat import Message, Prompt, Style, encode_chat, fill_in_the_middle, looks_like_gemma
+from gemmary.checkpoints import Checkpoint
+from gemmary.checkpoints.starter import HUB_ID, NAME
+from gemmary.config import Config
+from gemmary.engines import Engine, EngineInfo
+from gemmary.errors import GemmaryError
+from gemmary.generate import Completion, SamplingOptions, SamplingParams, Scheduler, Stream
+from gemmary.generate.request import Request
+from gemmary.generate.sampling import log_softmax_at
+from gemmary.generate.scheduler import STEP_TOKENS
+from gemmary.generate.text import TextStream
+from gemmary.memory import require
+from gemmary.quantize.leaves import Leaf
+from gemmary.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Ids = Sequence[int]
+_LOGIT_BYTES = 64 << 20
+
+
+class GemmaryWarning(UserWarning):
+    """Something was done that the caller may not expect. The same lines stand in `notices`."""
+
+
+class Model:
+    """A loaded model. `load` makes it.
+
+    Any thread may call it; calls share the steps of one scheduler. Everything raises GemmaryError for what cannot be
+    done. It is its own context manager; leaving it, or `close`, ends what is being generated and frees the weights.
+    """
+
+    config: Config
+    context: int
+    """Tokens that prompt and answer may have together."""
+    notices: tuple[str, ...]
+    """What should be known about how it was loaded."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        engine: Engine,
+        *,
+        name: str | None = None,
+        lookup: Callable[[str], Leaf] | None = None,
+        context: int | None = None,
+        kv_bytes: int | None = None,
+        notices: Iterable[str] = (),
+    ) -> None:
+        """lookup: leaves as the engine was given them, where they are not the checkpoint's own. context, kv_bytes: as
+        in `Scheduler`."""
+        self.checkpoint = checkpoint
+        self.lookup = lookup or checkpoint.lookup
+        self.name = name or checkpoint.name
+        self.config = engine.config
+        self.notices = (*checkpoint.notices, *notices)
+        self.context = context or engine.config.context_length
+        self._scheduler: Scheduler | None = Scheduler(engine, context=self.context, kv_bytes=kv_bytes)
+
+    # What it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What runs the engine; its `lock` is held during a step."""
+        if self._scheduler is None:
+            raise GemmaryError("this model was closed: load it again")
+        return self._scheduler
+
+    @property
+    def engine(self) -> Engine:
+        return self.scheduler.engine
+
+    @property
+    def info(self) -> EngineInfo:
+        """Engine, device, dtype, formats of the weights, threads."""
+        return self.engine.info
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.checkpoint.tokenizer
+
+    @property
+    def chat_template(self) -> str | None:
+        """The checkpoint's own, as text. It is never executed."""
+        return self.checkpoint.chat_template
+
+    @property
+    def weight_format(self) -> str:
+        """The format that the weights were given to the engine in, as one of the matrices has it: `BF16`, `Q4_0` …"""
+        return self.lookup("layers.0.gate").format
+
+    @property
+    def description(self) -> str:
+        return f"{self.name} ({self.info.engine} engine, {self.info.dtype}, weights {self.weight_format})"
+
+    @property
+    def instruction_tuned(self) -> bool:
+        """By the zoo's row where the name has one, else by whether the checkpoint has a chat template."""
+        row = zoo.find(HUB_ID if self.name == NAME else self.name) or zoo.find(self.checkpoint.name)
+        return row.tuning == "instruction" if row else self.chat_template is not None
+
+    # Asking it ----------------------------------------------------------------------------------------------------
+
+    @overload
+    def generate(self, prompt: str | Ids | Prompt, **options: Unpack[SamplingOptions]) -> Completion: ...
+
+    @overload
+    def generate(
+        self, prompt: list[str] | list[Ids] | list[list[int]] | list[Prompt], **options: Unpack[SamplingOptions]
+    ) -> list[Completion]: ...
+
+    def generate(self, prompt: Any, **options: Unpack[SamplingOptions]) -> Completion | list[Completion]:
+        """What the model writes after a prompt; after each of a list of prompts, in shared steps.
+
+        prompt: a text (BOS is put before it), ids (taken as they are), or what `chat_prompt` returns; or a list of
+        these. options: see `SamplingParams`. The same seed gives a prompt the same text alone and in a list.
+        """
+        many = isinstance(prompt, Sequence) and not isinstance(prompt, str | Prompt) and not _are_ids(prompt)
+        prompts = list(prompt) if many else [prompt]
+        params = SamplingParams.of(options)
+        with ExitStack() as open_streams:
+            streams = [open_streams.enter_context(self._stream(each, params)) for each in prompts]
+            completions = [stream.read() for stream in streams]
+        return completions if many else completions[0]
+
+    def stream(self, prompt: str | Ids | Prompt, **options: Unpack[SamplingOptions]) -> Stream:
+        """Like `generate`, for one prompt, in pieces as they come: `for piece in model.stream(…): print(piece.text)`.
+
+        Closing it, or dropping it, cancels.
+        """
+        return self._stream(prompt, SamplingParams.of(options))
+
+    def chat(self, messages: str | Sequence[Message], **options: Unpack[SamplingOptions]) -> Completion:
+        """The model's answer to a conversation: {"role": "system" | "user" | "assistant", "content": "…"} each, or one
+        text that the user says. Anything to be told is in `.notices`, and a GemmaryWarning."""
+        completion = self.generate(self.chat_prompt(messages), **options)
+        warn(completion.notices)
+        return completion
+
+    def chat_prompt(self, messages: str | Sequence[Message]) -> Prompt:
+        """The conversation as ids, for `generate` or `stream`; what should be known about it is in its `.notices`."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        style: Style = "gemma3" if self.config.family == "gemma3" else "gemma1"
+        notices = []
+        if self.chat_template is not None:
+            recognised = looks_like_gemma(self.chat_template)
+            if recognised is None:
+                notices.append(f"the checkpoint's own chat template is not one of Gemma's: {style}'s is used instead")
+            style = recognised or style
+        if not self.instruction_tuned:
+            notices.append(f"{self.name} is not instruction-tuned: expect it to go on writing rather than to answer")
+        prompt = encode_chat(self.tokenizer, messages, style)
+        return Prompt(prompt.ids, prompt.stop_ids, (*notices, *prompt.notices))
+
+    def fill_in_the_middle(self, before: str, after: str, **options: Unpack[SamplingOptions]) -> Completion:
+        """What CodeGemma writes between two pieces of code. Raises GemmaryError for other models' tokenizers."""
+        completion = self.generate(fill_in_the_middle(self.tokenizer, before, after), **options)
+        warn(completion.notices)
+        return completion
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt: str | None = "query",
+        title: str | None = None,
+        dimensions: int | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Unit vectors of texts, float32 [S, D]; of one text, [D]. Only for embedding models.
+
+        prompt: what the vectors are for ("query", "document" …: `gemmary.embedding.PROMPTS`), None: the bare text.
+        title: of a document. dimensions: 512, 256 or 128 for the leading numbers alone, normalised again. A text that
+        does not fit the context is an error: nothing is cut.
+        """
+        from gemmary import embedding
+
+        if not self.config.pooled_dense:
+            raise GemmaryError(f"{self.name} is not an embedding model: use embeddinggemma-300m")
+        sequences = []
+        for text in [texts] if isinstance(texts, str) else texts:
+            ids = self.tokenizer.encode(embedding.prompted(text, prompt, title), bos=True, eos=True)
+            if len(ids) > self.context:
+                raise GemmaryError(f"a text has {len(ids):,} tokens and the context holds {self.context:,}: split it")
+            sequences.append(ids)
+        if not sequences:
+            raise GemmaryError("there is no text to embed")
+        with self.scheduler.lock:
+            vectors = embedding.embed(self.engine, sequences, dimensions)
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    # Looking into it ----------------------------------------------------------------------------------------------
+
+    def logits(self, ids: Ids) -> npt.NDArray[np.float32]:
+        """Scores of the next token after each token of `ids`: float32 [T, V]. It is the only array of that size."""
+        ids = self._checked(ids)
+        needed = 4 * len(ids) * self.config.vocab_size
+        require(needed, f"an array of logits [{len(ids)}, {self.config.vocab_size}]", "use `score`, or fewer ids")
+        out = np.empty((len(ids), self.config.vocab_size), dtype=np.float32)
+        for start, rows in self._logit_rows(ids):
+            out[start : start + len(rows)] = rows
+        return out
+
+    def score(self, ids: Ids) -> npt.NDArray[np.float32]:
+        """Log-probability (natural) of each token after those before it: float32 [T - 1], the first has none."""
+        ids = self._checked(ids)
+        out = np.empty(len(ids) - 1, dtype=np.float32)
+        for start, rows in self._logit_rows(ids[:-1]):
+            for index, row in enumerate(rows, start):
+                out[index] = log_softmax_at(row, np.array([ids[index + 1]]))[0]
+        return out
+
+    def _logit_rows(self, ids: Ids) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """(first row, logits [rows, V]) of consecutive pieces of `ids`."""
+        cache = self.engine.new_cache(len(ids))
+        count = min(STEP_TOKENS, max(1, _LOGIT_BYTES // (4 * self.config.vocab_size)))
+        for start in range(0, len(ids), count):
+            batch = Batch.of(self.config, [Chunk(ids[start : start + count], start, outputs="all")])
+            with self.scheduler.lock:
+                rows = self.engine.step(batch, [cache])
+            yield start, rows
+
+    def _checked(self, ids: Ids) -> list[int]:
+        if self.config.bidirectional:
+            raise GemmaryError(f"{self.name} is an encoder: it has no next-token scores; use `embed`")
+        if not _are_ids(ids) or not len(ids):
+            raise GemmaryError("logits and scores are of a non-empty list of token ids: encode the text first")
+        if len(ids) > self.context:
+            raise GemmaryError(f"{len(ids):,} tokens do not fit the context of {self.context:,}")
+        if min(ids) < 0 or max(ids) >= self.config.vocab_size:
+            raise GemmaryError(f"a token id is outside the vocabulary (0 to {self.config.vocab_size - 1})")
+        return [int(i) for i in ids]
+
+    # Ending it ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Ends what is being generated and lets the weights go."""
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            scheduler.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def _stream(self, prompt: str | Ids | Prompt, params: SamplingParams) -> Stream:
+        if self.config.bidirectional:
+            raise GemmaryError(f"{self.name} is an encoder and writes no text: use `embed`")
+        tokenizer = self.tokenizer
+        stops = {tokenizer.eos_id, *(tokenizer.turn_ids or ())[1:]}
+        notices: tuple[str, ...] = ()
+        if isinstance(prompt, str):
+            ids: Ids = tokenizer.encode(prompt, bos=True)
+        elif isinstance(prompt, Prompt):
+            ids, notices = prompt.ids, prompt.notices
+            stops |= prompt.stop_ids
+        elif _are_ids(prompt):
+            ids = [int(i) for i in prompt]
+        else:
+            raise GemmaryError("a prompt is a text, a list of token ids, or what chat_prompt returns")
+        seed = params.seed if params.seed is not None else secrets.randbits(63)
+        text = TextStream(tokenizer.stream(), params.stop_strings)
+        return Stream(self.scheduler, Request(ids, params, text, frozenset(stops), seed=seed), notices)
+
+
+def warn(notices: Iterable[str]) -> None:
+    """Each as a GemmaryWarning at the caller's caller."""
+    for notice in notices:
+        warnings.warn(notice, GemmaryWarning, stacklevel=3)
+
+
+def _are_ids(value: object) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | Prompt):
+        return False
+    return bool(value) and all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in value)
