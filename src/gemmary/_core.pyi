@@ -1,0 +1,102 @@
+"""What the compiled module offers (csrc/module.cc). Wrong shapes, dtypes and values raise ValueError or TypeError."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_Int32 = npt.NDArray[np.int32]
+_Float32 = npt.NDArray[np.float32]
+
+def read_gguf_header(file: npt.NDArray[np.uint8]) -> tuple[dict[str, Any], list[tuple[Any, ...]]]: ...
+def available_processors() -> int: ...
+def available_isas() -> list[str]: ...
+
+class Runtime:
+    """Threads (0: all processors), kernels (None: the best) and working memory of one engine."""
+
+    def __init__(self, threads: int, isa: str | None) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+
+class PackedWeight:
+    """A matrix as the kernels read it, from `rows` rows of GGUF blocks or floats, given as bytes."""
+
+    def __init__(self, runtime: Runtime, format: str, rows: int, cols: int, data: npt.NDArray[np.uint8]) -> None: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class KvCache:
+    """Keys and values of one sequence; layer l keeps the latest positions[l], all layers share memory if `shared`."""
+
+    def __init__(
+        self, positions: Sequence[int], kv_heads: int, head_dim: int, capacity: int, bf16: bool, shared: bool
+    ) -> None: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def reset(self) -> None: ...
+
+class Program:
+    """A recorded model. slots: (rows, width); buffers: (rows, width, slot or number of the caller's array, external).
+
+    Rows are "T", "R" or "S". Each instruction is `name(label, result, *operands, *settings)` on numbers of buffers.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        slots: Sequence[tuple[str, int]],
+        buffers: Sequence[tuple[str, int, int, bool]],
+        kinds: int,
+        externals: int,
+    ) -> None: ...
+    def embed(self, label: str, out: int, table: PackedWeight, scale: float) -> None: ...
+    def linear(self, label: str, out: Sequence[int], x: int, weights: Sequence[PackedWeight]) -> None: ...
+    def rms_norm(self, label: str, out: int, x: int, weight: _Float32, eps: float) -> None: ...
+    def rope_angles(self, label: str, out: int, frequencies: Sequence[float]) -> None: ...
+    def rope(self, label: str, out: int, x: int, angles: int) -> None: ...
+    def attention(
+        self,
+        label: str,
+        out: int,
+        q: int,
+        k: int,
+        v: int,
+        layer: int,
+        kind: int,
+        heads: int,
+        kv_heads: int,
+        scale: float,
+        softcap: float,
+    ) -> None: ...
+    def geglu(self, label: str, out: int, gate: int, up: int) -> None: ...
+    def add(self, label: str, out: int, a: int, b: int) -> None: ...
+    def take(self, label: str, out: int, x: int) -> None: ...
+    def softcap(self, label: str, out: int, x: int, cap: float) -> None: ...
+    def mean_pool(self, label: str, out: int, x: int) -> None: ...
+    def l2_normalize(self, label: str, out: int, x: int) -> None: ...
+    def run(
+        self,
+        tokens: _Int32,
+        positions: _Int32,
+        visible: Sequence[_Int32],
+        outputs: _Int32,
+        sequences: _Int32,
+        caches: Sequence[KvCache],
+        externals: Sequence[_Float32],
+    ) -> None:
+        """One step: writes the external results, takes the keys into the caches. Releases the GIL."""
+
+    def set_profiling(self, on: bool) -> None: ...
+    def profile(self) -> list[tuple[str, float]]: ...

@@ -1,0 +1,119 @@
+"""What a person sees: notes on stderr, progress, tables. Plain text where the stream is not a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+_CONTROL = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def note(text: str) -> None:
+    """A line for the person, not for what reads the output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def write(text: str) -> None:
+    """A piece of a model's text, at once. On a terminal, control characters lose their power over it."""
+    sys.stdout.write(text.translate(_CONTROL) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def write_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
+    """Columns. Those whose cells all begin with a digit or a dash are set to the right."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        drawn = Table(box=None, header_style="bold", pad_edge=False)
+        for index, name in enumerate(header):
+            drawn.add_column(name, justify="right" if _numeric(rows, index) else "left", no_wrap=index == 0)
+        for row in rows:
+            drawn.add_row(*(Text(cell) for cell in row))
+        Console().print(drawn)
+        return
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    for row in (header, *rows):
+        cells = [
+            cell.rjust(width) if _numeric(rows, i) else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> None:
+    """Names and values, aligned."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def _numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
+    return bool(rows) and all(row[column][:1].isdigit() or row[column][:1] in "-+" for row in rows)
+
+
+class Bar:
+    """Progress of long work, called with what is done, how much, and how much in all. Appears with the first call."""
+
+    def __init__(self, *, is_bytes: bool) -> None:
+        self._is_bytes = is_bytes
+        self._drawn: RichProgress | None = None
+        self._task: TaskID | None = None
+        self._what = ""
+        self._told = 0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if not sys.stderr.isatty():
+            self._tell(what, done, total)
+            return
+        if self._drawn is None:
+            self._drawn = self._draw()
+        if self._task is None or what != self._what:
+            self._what, self._task = what, self._drawn.add_task(what, total=total)
+        self._drawn.update(self._task, completed=done, total=total)
+
+    def _draw(self) -> RichProgress:
+        from rich import progress
+        from rich.console import Console
+
+        amount: list[Any] = [progress.TaskProgressColumn()]
+        if self._is_bytes:
+            amount = [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+        columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), *amount]
+        drawn = progress.Progress(*columns, progress.TimeRemainingColumn(), console=Console(stderr=True))
+        drawn.start()
+        return drawn
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        """A line at every fifth of the way."""
+        if what != self._what:
+            self._what, self._told = what, 0
+        step = 5 * done // max(1, total)
+        if step > self._told:
+            self._told = step
+            note(f"{what}: {20 * step} %")
+
+    def close(self) -> None:
+        if self._drawn is not None:
+            self._drawn.stop()
+
+
+@contextmanager
+def bar(*, is_bytes: bool = False) -> Iterator[Bar]:
+    shown = Bar(is_bytes=is_bytes)
+    try:
+        yield shown
+    finally:
+        shown.close()

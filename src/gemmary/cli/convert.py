@@ -1,0 +1,37 @@
+"""`gemmary convert`: the same weights in another file format."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from gemmary.checkpoints import hub
+from gemmary.cli import console, parser
+from gemmary.memory import size
+
+DTYPES = ("float32", "bfloat16", "float16", "int8", "int4")
+
+
+def add(commands: Any) -> None:
+    details = "`gemmary verify DST --against SRC` shows that nothing was lost."
+    command = parser.command(commands, "convert", run, "write a model in another format", details)
+    command.add_argument("source", metavar="SRC", help=parser.MODEL_HELP)
+    command.add_argument("target", metavar="DST", help="a new folder, or a .gguf file")
+    command.add_argument("--format", choices=("safetensors", "gguf"), help="default: gguf for a .gguf file")
+    command.add_argument(
+        "--dtype", choices=DTYPES, help="of the weights (default: as stored); int8 and int4: GGUF only"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from gemmary.checkpoints import open_checkpoint, save_checkpoint
+
+    target = Path(arguments.target).expanduser()
+    chosen = arguments.format or ("gguf" if target.suffix == ".gguf" else "safetensors")
+    checkpoint = open_checkpoint(hub.resolve(arguments.source))
+    notices = save_checkpoint(checkpoint, target, format=chosen, dtype=arguments.dtype)
+    for notice in [*checkpoint.notices, *notices]:
+        console.note(f"note: {notice}")
+    written = [target] if target.is_file() else [file for file in target.rglob("*") if file.is_file()]
+    print(f"{target}: {size(sum(file.stat().st_size for file in written))} of {chosen}")

@@ -1,0 +1,50 @@
+"""Loading a model for a command, and saying what was loaded."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import gemmary
+from gemmary.checkpoints import starter
+from gemmary.cli import console
+
+if TYPE_CHECKING:
+    from gemmary.api import Model
+    from gemmary.generate import Stats
+
+
+def load_model(arguments: argparse.Namespace, name: str | None = None, **options: Any) -> Model:
+    """The model that the arguments name; `options` come before the arguments."""
+    name = name or arguments.model
+    if name == starter.NAME:
+        with console.bar(is_bytes=True) as progress:
+            starter.starter_path(progress)
+    given = {key: getattr(arguments, key, None) for key in ("engine", "threads", "dtype", "quant", "context")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gemmary.GemmaryWarning)  # its lines are the model's notices, which are printed
+        return gemmary.load(name, **{key: value for key, value in {**given, **options}.items() if value is not None})
+
+
+def describe(model: Model) -> str:
+    """Model, engine, device, dtype, weights, context and threads, on one line."""
+    info = model.info
+    total = sum(info.formats.values())
+    shares = sorted(info.formats.items(), key=lambda item: -item[1])
+    weights = ", ".join(name for name, held in shares if held * 100 >= total) or model.weight_format
+    threads = f"{info.threads} thread{'s' if info.threads > 1 else ''}"
+    return (
+        f"{model.name} · {info.engine} engine on {info.device} · {info.dtype}, weights {weights} · "
+        f"context {model.context:,} · {threads}"
+    )
+
+
+def speed(stats: Stats) -> str:
+    """What a generation took, on one line."""
+    decode = f" at {stats.decode_tokens_per_s:.1f} tokens/s" if stats.completion_tokens > 1 else ""
+    return (
+        f"{stats.completion_tokens} token{'s' if stats.completion_tokens != 1 else ''}{decode} · "
+        f"prompt {stats.prompt_tokens} tokens at {stats.prefill_tokens_per_s:.1f} tokens/s · "
+        f"first token after {stats.first_token_s:.2f} s"
+    )

@@ -1,0 +1,102 @@
+"""The parser of all commands, and the groups of flags that several of them take."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import gemmary
+from gemmary.engines import ENGINES
+
+Command = Callable[[argparse.Namespace], "int | None"]
+
+MODEL_HELP = "`starter`, a short name (gemma-2-2b-it), a hub id (org/name), a folder or a .gguf file"
+QUANTS = ("int8", "int4")
+DTYPES = ("float32", "bfloat16")
+EPILOG = "`gemmary COMMAND --help` explains a command. Models: `gemmary list --all`."
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens", "logprobs")
+
+
+class Parser(argparse.ArgumentParser):
+    """One line for a mistake, without the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (`{self.prog} --help` explains)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every command with its flags. A test freezes them, and docs/cli.md is made from them."""
+    from gemmary.cli import bench, chat, convert, embed, run, show, store, verify
+
+    parser = Parser(prog="gemmary", description="Run, look at, verify and measure the Gemma models.", epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"gemmary {gemmary.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+    for module in (run, chat, store, show, verify, bench, embed, convert):
+        module.add(commands)
+    return parser
+
+
+def command(commands: Any, name: str, run: Command, summary: str, details: str = "") -> argparse.ArgumentParser:
+    """Adds a command whose `run` the parsed arguments carry."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}".strip(), allow_abbrev=False
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model(parser: argparse.ArgumentParser, *, context: bool = True) -> None:
+    """The model and how it is loaded."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    group = parser.add_argument_group("loading")
+    group.add_argument("--engine", choices=ENGINES, default="native", help="what computes (default: native)")
+    add_weights(group)
+    if context:
+        group.add_argument("--context", type=count, metavar="N", help="tokens that prompt and answer may have together")
+
+
+def add_weights(group: Any) -> None:
+    """Threads, and how numbers are held."""
+    group.add_argument("--threads", type=count, metavar="N", help="threads (default: one for each core)")
+    group.add_argument("--dtype", choices=DTYPES, help="numbers of weights that are not quantized (default: as stored)")
+    group.add_argument("--quant", choices=QUANTS, help="quantize the weights while loading (default: as stored)")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How tokens are chosen. A flag that is not given is absent, so that the defaults stand in one place."""
+    group = parser.add_argument_group("sampling")
+
+    def flag(name: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
+        group.add_argument(name, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
+
+    flag("--temperature", float, "T", "0: always the likeliest token (default: 1.0)")
+    flag("--top-k", int, "K", "only the K likeliest tokens; 0: all (default: 64)")
+    flag("--top-p", float, "P", "only the likeliest tokens that add up to P (default: 0.95)")
+    flag("--min-p", float, "P", "only tokens at least P times as likely as the likeliest (default: 0)")
+    flag("--repetition-penalty", float, "R", "above 1: less of what was said (default: 1.0)")
+    flag("--seed", int, "S", "the same seed gives the same text (default: a fresh one)")
+    flag("--max-tokens", count, "N", "length of the answer at most (default: 128 after a raw prompt, 2048 in a chat)")
+    group.add_argument("--stop", action="append", metavar="TEXT", default=[], help="end before this text (repeatable)")
+    group.add_argument(
+        "--stop-id", action="append", type=int, metavar="ID", default=[], help="end at this token (repeatable)"
+    )
+
+
+def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `Model.generate` that were given."""
+    options = {name: getattr(arguments, name) for name in SAMPLING if hasattr(arguments, name)}
+    if stops := [*arguments.stop, *arguments.stop_id]:
+        options["stop"] = stops
+    return options
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, as a type of argparse."""
+    try:
+        value = int(text.replace(",", "").replace("_", ""))
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value

@@ -1,0 +1,168 @@
+// The native engine for Python: plain arrays in and out, shapes and dtypes checked here, nothing of a step left to Python.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace gemmary;
+
+namespace {
+
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Pairs = nb::ndarray<const int32_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
+
+Rows rows_named(const std::string& name) {
+  if (name == "T") return Rows::tokens;
+  if (name == "R") return Rows::outputs;
+  if (name == "S") return Rows::sequences;
+  throw std::invalid_argument("rows are T, R or S, not " + name);
+}
+
+std::shared_ptr<Runtime> make_runtime(int threads, const std::optional<std::string>& isa) {
+  if (threads < 0 || threads > 1024) throw std::invalid_argument("threads must be between 1 and 1024");
+  Isa chosen = best_isa();
+  if (isa) {
+    const std::optional<Isa> parsed = parse_isa(*isa);
+    if (!parsed) throw std::invalid_argument("no instruction set is called " + *isa + ": choose scalar, avx2, avx512 or neon");
+    chosen = *parsed;
+  }
+  return std::make_shared<Runtime>(threads == 0 ? available_processors() : threads, chosen);
+}
+
+std::shared_ptr<PackedWeight> pack_weight(Runtime& runtime, const std::string& name, int64_t rows, int64_t cols, const Bytes& data) {
+  const std::optional<Format> format = parse_format(name);
+  if (!format) throw std::invalid_argument("the native engine does not know the weight format " + name);
+  if (rows < 1 || cols < 1) throw std::invalid_argument("a weight needs rows and columns");
+  const size_t row_bytes = source_row_bytes(*format, cols);
+  if (data.nbytes() / row_bytes != static_cast<size_t>(rows) || data.nbytes() % row_bytes != 0)
+    throw std::invalid_argument("a weight's bytes do not match its shape");
+  const void* source = data.data();
+  nb::gil_scoped_release release;
+  auto weight = std::make_shared<PackedWeight>(*format, rows, cols);
+  const int64_t panels = weight->view().panels, each = 16;
+  const std::lock_guard lock(runtime.busy);
+  runtime.pool.run((panels + each - 1) / each,
+                   [&](int64_t task, int) { pack(*weight, source, task * each, std::min(panels, (task + 1) * each)); });
+  return weight;
+}
+
+void run(Program& program, const Ints& tokens, const Ints& positions, const std::vector<Pairs>& visible, const Ints& outputs,
+         const Pairs& sequences, const std::vector<KvCache*>& caches, const std::vector<Floats>& externals) {
+  StepInputs step;
+  step.tokens = tokens.data();
+  step.positions = positions.data();
+  step.outputs = outputs.data();
+  step.sequences = sequences.data();
+  step.rows = {static_cast<int64_t>(tokens.shape(0)), static_cast<int64_t>(outputs.shape(0)), static_cast<int64_t>(sequences.shape(0))};
+  if (positions.shape(0) != tokens.shape(0)) throw std::invalid_argument("tokens and positions differ in number");
+  for (const Pairs& pairs : visible) {
+    if (pairs.shape(0) != tokens.shape(0)) throw std::invalid_argument("tokens and visible keys differ in number");
+    step.visible.push_back(pairs.data());
+  }
+  for (KvCache* cache : caches) {
+    if (cache == nullptr) throw std::invalid_argument("a sequence has no cache");
+    step.caches.push_back(cache);
+  }
+  for (const Floats& array : externals)
+    step.externals.push_back({array.data(), static_cast<int64_t>(array.shape(0)), static_cast<int64_t>(array.shape(1))});
+  nb::gil_scoped_release release;
+  program.run(step);
+}
+
+Program make_program(std::shared_ptr<Runtime> runtime, const std::vector<std::pair<std::string, int64_t>>& slots,
+                     const std::vector<std::tuple<std::string, int64_t, int64_t, bool>>& buffers, int kinds, int externals) {
+  std::vector<Slot> slot_list;
+  for (const auto& [rows, width] : slots) slot_list.push_back({rows_named(rows), width});
+  std::vector<Buffer> buffer_list;
+  for (const auto& [rows, width, place, external] : buffers) buffer_list.push_back({rows_named(rows), width, place, external});
+  if (kinds < 0 || externals < 0) throw std::invalid_argument("a program has no negative number of inputs");
+  return Program(std::move(runtime), std::move(slot_list), std::move(buffer_list), kinds, externals);
+}
+
+std::vector<float> gain_of(const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>& weight) {
+  std::vector<float> gain(weight.data(), weight.data() + weight.shape(0));
+  for (float& value : gain) value += 1.0f;
+  return gain;
+}
+
+}  // namespace
+
+void bind_native(nb::module_& module) {
+  module.def("available_processors", &available_processors);
+  module.def("available_isas", [] {
+    std::vector<std::string> names;
+    for (Isa isa : {Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512})
+      if (isa_available(isa)) names.emplace_back(isa_name(isa));
+    return names;
+  });
+
+  nb::class_<Runtime>(module, "Runtime", "Threads, kernels and working memory of one engine.")
+      .def(nb::new_(&make_runtime), nb::arg("threads"), nb::arg("isa").none())
+      .def_prop_ro("threads", [](const Runtime& r) { return r.pool.threads(); })
+      .def_prop_ro("isa", [](const Runtime& r) { return std::string(r.kernels.name); });
+
+  nb::class_<PackedWeight>(module, "PackedWeight", "A matrix as the kernels read it.")
+      .def(nb::new_(&pack_weight), nb::arg("runtime"), nb::arg("format"), nb::arg("rows"), nb::arg("cols"), nb::arg("data").noconvert())
+      .def_prop_ro("rows", [](const PackedWeight& w) { return w.view().rows; })
+      .def_prop_ro("cols", [](const PackedWeight& w) { return w.view().cols; })
+      .def_prop_ro("nbytes", &PackedWeight::bytes);
+
+  nb::class_<KvCache>(module, "KvCache", "Keys and values of one sequence.")
+      .def(nb::init<const std::vector<int64_t>&, int, int, int64_t, bool, bool>(), nb::arg("positions"), nb::arg("kv_heads"),
+           nb::arg("head_dim"), nb::arg("capacity"), nb::arg("bf16"), nb::arg("shared"))
+      .def_prop_ro("length", &KvCache::length)
+      .def_prop_ro("capacity", &KvCache::capacity)
+      .def_prop_ro("nbytes", &KvCache::bytes)
+      .def("reset", [](KvCache& cache) { cache.set_length(0); });
+
+  using Numbers = std::vector<int>;
+  using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+  nb::class_<Program>(module, "Program", "A recorded model.")
+      .def(nb::new_([](std::shared_ptr<Runtime> runtime, const std::vector<std::pair<std::string, int64_t>>& slots,
+                       const std::vector<std::tuple<std::string, int64_t, int64_t, bool>>& buffers, int kinds, int externals) {
+             return std::make_shared<Program>(make_program(std::move(runtime), slots, buffers, kinds, externals));
+           }),
+           nb::arg("runtime"), nb::arg("slots"), nb::arg("buffers"), nb::arg("kinds"), nb::arg("externals"))
+      .def("embed", [](Program& p, std::string label, int out, Weight table, float scale) {
+        p.append(Embed{std::move(table), scale, out}, std::move(label));
+      })
+      .def("linear", [](Program& p, std::string label, Numbers out, int x, std::vector<Weight> weights) {
+        p.append(Linear{x, std::move(weights), std::move(out)}, std::move(label));
+      })
+      .def("rms_norm", [](Program& p, std::string label, int out, int x, const Vector& weight, float eps) {
+        p.append(RmsNorm{x, gain_of(weight), eps, out}, std::move(label));
+      })
+      .def("rope_angles", [](Program& p, std::string label, int out, std::vector<float> frequencies) {
+        p.append(RopeAngles{std::move(frequencies), out}, std::move(label));
+      })
+      .def("rope", [](Program& p, std::string label, int out, int x, int angles) { p.append(Rope{x, angles, out}, std::move(label)); })
+      .def("attention", [](Program& p, std::string label, int out, int q, int k, int v, int layer, int kind, int heads, int kv_heads,
+                           float scale, float softcap) {
+        p.append(Attention{q, k, v, out, layer, kind, heads, kv_heads, scale, softcap}, std::move(label));
+      })
+      .def("geglu", [](Program& p, std::string label, int out, int gate, int up) { p.append(Geglu{gate, up, out}, std::move(label)); })
+      .def("add", [](Program& p, std::string label, int out, int a, int b) { p.append(Add{a, b, out}, std::move(label)); })
+      .def("take", [](Program& p, std::string label, int out, int x) { p.append(Take{x, out}, std::move(label)); })
+      .def("softcap", [](Program& p, std::string label, int out, int x, float cap) {
+        p.append(Softcap{x, cap, out}, std::move(label));
+      })
+      .def("mean_pool", [](Program& p, std::string label, int out, int x) { p.append(MeanPool{x, out}, std::move(label)); })
+      .def("l2_normalize", [](Program& p, std::string label, int out, int x) { p.append(L2Normalize{x, out}, std::move(label)); })
+      .def("run", &run, nb::arg("tokens").noconvert(), nb::arg("positions").noconvert(), nb::arg("visible").noconvert(),
+           nb::arg("outputs").noconvert(), nb::arg("sequences").noconvert(), nb::arg("caches"), nb::arg("externals").noconvert())
+      .def("set_profiling", &Program::set_profiling)
+      .def("profile", &Program::profile);
+}

@@ -1,0 +1,283 @@
+// Running a program: each instruction is cut into tasks by the amount of work, and the pool runs the tasks.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+#include "program.h"
+
+namespace gemmary {
+namespace {
+
+constexpr int64_t kGrain = 16384;          // elements of an elementwise task
+constexpr int64_t kStoreRows = 64;         // keys and values that a task writes
+constexpr int64_t kQueriesPerTask = 24;    // query rows times heads that pass over the keys together
+constexpr int64_t kRowsPerTask = 128;      // of a matrix product: their activations stay in the second cache
+constexpr int64_t kTasksPerLinear = 64;    // wanted of a large one
+constexpr int64_t kMinTaskBytes = 32 << 10, kMaxTaskBytes = 512 << 10;  // of weights
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+size_t align_up(size_t n) { return (n + 63) / 64 * 64; }
+
+// What attend() lays out: queries, sums, outputs, scores of whole blocks, and a column of keys or values in float32.
+size_t attention_scratch_bytes(int64_t queries, int64_t head_dim, int64_t first, int64_t last) {
+  const int64_t width = ceil_div(head_dim, 16) * 16, span = (last / 16 + 1 - first / 16) * 16;
+  return static_cast<size_t>(queries * (head_dim + 1 + width + span) + 16 * std::max<int64_t>(head_dim, 64)) * sizeof(float);
+}
+
+}  // namespace
+
+// Executes instructions for one step. Every loop over tasks is one parallel region.
+class Executor {
+ public:
+  Executor(Program& program, const StepInputs& step)
+      : program_(program), step_(step), pool_(program.runtime_->pool), kernels_(program.runtime_->kernels), step_kernels_(*kernels_.step) {}
+
+  void operator()(const Embed& i) {
+    const int64_t width = buffer(i.out).width;
+    spread(rows(i.out), width, [&](int64_t begin, int64_t end) {
+      embed_rows(i.table->view(), step_.tokens, begin, end, i.scale, data(i.out), static_cast<size_t>(width));
+    });
+  }
+
+  void operator()(const Linear& i) {
+    const int64_t count = rows(i.x), width = buffer(i.x).width;
+    if (count == 0) return;
+    Activations x{data(i.x), static_cast<size_t>(width), {}};
+    int64_t bytes = 0;
+    bool quantized = false;
+    for (const Weight& weight : i.weights) {
+      quantized = quantized || format_info(weight->view().format).quantized;
+      bytes += weight->view().panels * static_cast<int64_t>(weight->view().panel_bytes);
+    }
+    if (quantized) {
+      x.q = quantized_activations_at(program_.quantized_, count, width);
+      spread(count, width, [&](int64_t begin, int64_t end) { kernels_.quantize_activations(x.x, x.ldx, x.q, begin, end); });
+    }
+    // A task is some panels of one weight for up to kRowsPerTask rows.
+    const int64_t row_blocks = ceil_div(count, kRowsPerTask);
+    const int64_t task_bytes = std::clamp(bytes * row_blocks / kTasksPerLinear, kMinTaskBytes, kMaxTaskBytes);
+    const auto panels_each = [&](const PackedView& view) {
+      return std::max<int64_t>(1, task_bytes / static_cast<int64_t>(view.panel_bytes));
+    };
+    int64_t tasks = 0;
+    for (const Weight& weight : i.weights) tasks += ceil_div(weight->view().panels, panels_each(weight->view())) * row_blocks;
+    pool_.run(tasks, [&](int64_t task, int thread) {
+      for (size_t n = 0; n < i.weights.size(); n++) {
+        const PackedView& view = i.weights[n]->view();
+        const int64_t each = panels_each(view), own = ceil_div(view.panels, each) * row_blocks;
+        if (task >= own) {
+          task -= own;
+          continue;
+        }
+        const int64_t t0 = task % row_blocks * kRowsPerTask, p0 = task / row_blocks * each;
+        kernels_.linear(view, x, t0, std::min(count, t0 + kRowsPerTask), p0, std::min(view.panels, p0 + each), data(i.out[n]),
+                        static_cast<size_t>(view.rows), scratch(thread));
+        return;
+      }
+    });
+  }
+
+  void operator()(const RmsNorm& i) {
+    const int64_t width = static_cast<int64_t>(i.gain.size()), count = rows(i.x) * (buffer(i.x).width / width);
+    spread(count, width, [&](int64_t begin, int64_t end) {
+      step_kernels_.rms_norm(data(i.x) + begin * width, i.gain.data(), data(i.out) + begin * width, end - begin, static_cast<int>(width),
+                             i.eps);
+    });
+  }
+
+  // Trigonometry from the C library, in this unit only: the same bits whichever kernels run.
+  void operator()(const RopeAngles& i) {
+    const int64_t half = static_cast<int64_t>(i.frequencies.size());
+    spread(rows(i.out), 32 * half, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) {
+        float* row = data(i.out) + t * 2 * half;
+        for (int64_t pair = 0; pair < half; pair++) {
+          const float angle = static_cast<float>(step_.positions[t]) * i.frequencies[pair];
+          row[pair] = std::cos(angle);
+          row[half + pair] = std::sin(angle);
+        }
+      }
+    });
+  }
+
+  void operator()(const Rope& i) {
+    const int64_t width = buffer(i.x).width, head_dim = buffer(i.angles).width;
+    spread(rows(i.x), width, [&](int64_t begin, int64_t end) {
+      step_kernels_.rope(data(i.x) + begin * width, data(i.angles) + begin * head_dim, data(i.out) + begin * width, end - begin,
+                         static_cast<int>(width / head_dim), static_cast<int>(head_dim));
+    });
+  }
+
+  void operator()(const Attention& i) {
+    store_keys(i);
+    const int64_t stride = buffer(i.q).width, head_dim = stride / i.heads;
+    const int32_t* visible = step_.visible[i.kind];
+    pool_.run(static_cast<int64_t>(program_.blocks_.size()), [&](int64_t task, int thread) {
+      const Program::AttentionBlock& block = program_.blocks_[task];
+      const int64_t offset = block.row * stride + block.head * head_dim;
+      step_kernels_.attend({step_.caches[block.sequence]->head(i.layer, block.kv_head), data(i.q) + offset, data(i.out) + offset, stride,
+                            visible + 2 * block.row, block.rows, block.heads, i.scale, i.softcap,
+                            static_cast<float*>(scratch(thread))});
+    });
+  }
+
+  void operator()(const Geglu& i) {
+    flat(i.out, [&](int64_t at, int64_t n) { step_kernels_.geglu(data(i.gate) + at, data(i.up) + at, data(i.out) + at, n); });
+  }
+  void operator()(const Add& i) {
+    flat(i.out, [&](int64_t at, int64_t n) { step_kernels_.add(data(i.a) + at, data(i.b) + at, data(i.out) + at, n); });
+  }
+  void operator()(const Softcap& i) {
+    flat(i.out, [&](int64_t at, int64_t n) { step_kernels_.softcap(data(i.x) + at, data(i.out) + at, n, i.cap); });
+  }
+
+  void operator()(const Take& i) {
+    const int64_t width = buffer(i.x).width;
+    spread(rows(i.out), width, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++)
+        std::memcpy(data(i.out) + r * width, data(i.x) + step_.outputs[r] * width, static_cast<size_t>(width) * sizeof(float));
+    });
+  }
+
+  void operator()(const MeanPool& i) {
+    const int64_t width = buffer(i.x).width;
+    pool_.run(rows(i.out), [&](int64_t s, int) {
+      const int64_t begin = step_.sequences[2 * s], end = step_.sequences[2 * s + 1];
+      step_kernels_.mean_rows(data(i.x) + begin * width, data(i.out) + s * width, end - begin, static_cast<int>(width));
+    });
+  }
+
+  void operator()(const L2Normalize& i) {
+    const int64_t width = buffer(i.x).width;
+    spread(rows(i.x), width, [&](int64_t begin, int64_t end) {
+      step_kernels_.l2_normalize(data(i.x) + begin * width, data(i.out) + begin * width, end - begin, static_cast<int>(width));
+    });
+  }
+
+ private:
+  const Buffer& buffer(int number) const { return program_.buffers_[number]; }
+  int64_t rows(int number) const { return step_.rows[static_cast<int>(buffer(number).rows)]; }
+  float* data(int number) const { return program_.addresses_[number]; }
+  void* scratch(int thread) const { return program_.scratch_ + static_cast<size_t>(thread) * program_.scratch_stride_; }
+
+  // body(begin, end) over `count` rows, about kGrain elements at a time.
+  template <typename Body>
+  void spread(int64_t count, int64_t width, Body body) {
+    const int64_t each = std::max<int64_t>(1, kGrain / width);
+    pool_.run(ceil_div(count, each), [&](int64_t task, int) { body(task * each, std::min(count, (task + 1) * each)); });
+  }
+
+  // body(offset, elements) over a whole buffer.
+  template <typename Body>
+  void flat(int number, Body body) {
+    const int64_t count = rows(number) * buffer(number).width;
+    pool_.run(ceil_div(count, kGrain), [&](int64_t task, int) { body(task * kGrain, std::min(kGrain, count - task * kGrain)); });
+  }
+
+  void store_keys(const Attention& i) {
+    const int64_t stride = buffer(i.k).width, head_dim = stride / i.kv_heads, count = static_cast<int64_t>(program_.stores_.size());
+    const auto store = [&](int64_t task, int) {
+      const Program::StoreBlock& block = program_.stores_[task % count];
+      const int head = static_cast<int>(task / count);
+      const KvCache& cache = *step_.caches[block.sequence];
+      const int64_t offset = block.row * stride + head * head_dim, row = block.row - step_.sequences[2 * block.sequence];
+      step_kernels_.store_kv(cache.head(i.layer, head), data(i.k) + offset, data(i.v) + offset, stride, cache.length() + row, block.rows);
+    };
+    if (rows(i.k) * stride > kGrain) pool_.run(count * i.kv_heads, store);
+    else for (int64_t task = 0; task < count * i.kv_heads; task++) store(task, 0);
+  }
+
+  Program& program_;
+  const StepInputs& step_;
+  Pool& pool_;
+  const Kernels& kernels_;
+  const StepKernels& step_kernels_;
+};
+
+void Program::place_buffers(const StepInputs& step) {
+  size_t total = 0;
+  for (size_t n = 0; n < slots_.size(); n++) {
+    offsets_[n] = total;
+    total += align_up(static_cast<size_t>(step.rows[static_cast<int>(slots_[n].rows)] * slots_[n].width) * sizeof(float));
+  }
+  std::byte* base = runtime_->buffers.reserve(total);
+  for (size_t n = 0; n < buffers_.size(); n++) {
+    const Buffer& buffer = buffers_[n];
+    addresses_[n] = buffer.external ? step.externals[buffer.place].data : reinterpret_cast<float*>(base + offsets_[buffer.place]);
+  }
+}
+
+// Later rows see more keys, so they go first: the last tasks to finish are short. A lone row (a decode) has its heads spread over two
+// tasks where the step has few.
+void Program::plan_attention(const StepInputs& step) {
+  blocks_.clear();
+  stores_.clear();
+  if (heads_ == 0) return;
+  const int group = heads_ / kv_heads_;
+  const int64_t rows_each = std::max<int64_t>(1, kQueriesPerTask / group);
+  const bool few = step.rows[2] * kv_heads_ < 4;
+  for (int64_t s = 0; s < step.rows[2]; s++) {
+    const int64_t begin = step.sequences[2 * s], end = step.sequences[2 * s + 1];
+    const int heads_each = few && end - begin == 1 ? (group + 1) / 2 : group;
+    for (int64_t piece = ceil_div(end - begin, rows_each); piece-- > 0;) {
+      const int64_t row = begin + piece * rows_each;
+      const int rows = static_cast<int>(std::min(rows_each, end - row));
+      for (int kv_head = 0; kv_head < kv_heads_; kv_head++) {
+        for (int first = 0; first < group; first += heads_each)
+          blocks_.push_back({static_cast<int>(s), rows, row, kv_head, kv_head * group + first, std::min(heads_each, group - first)});
+      }
+    }
+    for (int64_t row = begin; row < end; row += kStoreRows)
+      stores_.push_back({static_cast<int>(s), static_cast<int>(std::min(kStoreRows, end - row)), row});
+  }
+}
+
+void Program::reserve(const StepInputs& step) {
+  size_t quantized = 0, scratch = kLinearScratchBytes;
+  for (const Recorded& recorded : instructions_) {
+    if (const Linear* linear = std::get_if<Linear>(&recorded.work)) {
+      const Buffer& x = buffers_[linear->x];
+      for (const Weight& weight : linear->weights) {
+        if (format_info(weight->view().format).quantized)
+          quantized = std::max(quantized, quantized_activations_bytes(step.rows[static_cast<int>(x.rows)], x.width));
+      }
+    }
+  }
+  for (const AttentionBlock& block : blocks_) {
+    for (const int32_t* visible : step.visible) {
+      int32_t first = visible[2 * block.row], last = visible[2 * block.row + 1];
+      for (int64_t t = block.row; t < block.row + block.rows; t++) {
+        first = std::min(first, visible[2 * t]);
+        last = std::max(last, visible[2 * t + 1]);
+      }
+      scratch = std::max(scratch, attention_scratch_bytes(block.rows * block.heads, head_dim_, first, last));
+    }
+  }
+  quantized_ = runtime_->quantized.reserve(quantized);
+  scratch_stride_ = align_up(scratch);
+  scratch_ = runtime_->scratch.reserve(scratch_stride_ * static_cast<size_t>(runtime_->pool.threads()));
+}
+
+void Program::run(const StepInputs& step) {
+  const std::lock_guard lock(runtime_->busy);
+  check(step);
+  place_buffers(step);
+  plan_attention(step);
+  reserve(step);
+  Executor executor(*this, step);
+  for (Recorded& recorded : instructions_) {
+    if (!profiling_) {
+      std::visit(executor, recorded.work);
+      continue;
+    }
+    const auto start = std::chrono::steady_clock::now();
+    std::visit(executor, recorded.work);
+    recorded.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  if (heads_ == 0) return;
+  for (int64_t s = 0; s < step.rows[2]; s++)
+    step.caches[s]->set_length(step.caches[s]->length() + step.sequences[2 * s + 1] - step.sequences[2 * s]);
+}
+
+}  // namespace gemmary

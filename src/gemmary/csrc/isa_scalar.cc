@@ -1,0 +1,21 @@
+// The plain C++ kernels. Compiled for the oldest machine of the architecture.
+#define GEMMARY_ISA_SCALAR
+#include "simd.h"
+
+namespace gemmary::scalar {
+// Register tiles: rows of x by panels of 16 outputs.
+struct Tiles {
+  static constexpr int kIntRows = 1, kIntPanels = 1;      // int8 products: integer and float accumulators are alive together
+  static constexpr int kFloatRows = 1, kFloatPanels = 1;  // float products
+  static constexpr int kVectorPanels = 1;                 // panels side by side for one row of float weights
+};
+}  // namespace gemmary::scalar
+
+#include "activations_impl.h"
+#include "attention_impl.h"
+#include "kernels.h"
+#include "linear_float_impl.h"
+
+namespace gemmary {
+extern const Kernels kScalarKernels{Isa::Scalar, "scalar", scalar::quantize_activations, scalar::linear, &scalar::kStepKernels};
+}  // namespace gemmary

@@ -1,0 +1,56 @@
+// Keys and values of one sequence, for every layer.
+//
+// A layer keeps either the whole capacity or a ring of the latest positions (windowed layers). All of it is reserved at once but the
+// system hands out pages only as positions are written, so a large capacity costs nothing until it is used.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "step_kernels.h"
+
+namespace gemmary {
+
+class KvCache {
+ public:
+  // positions[l]: how many of the latest positions layer l keeps, rounded up to 16; at least `capacity` means all of them.
+  // shared: all layers use the same memory, which serves encoders whose sequences lie wholly in one step.
+  // Throws std::invalid_argument for impossible sizes and std::bad_alloc where memory is refused.
+  KvCache(const std::vector<int64_t>& positions, int kv_heads, int head_dim, int64_t capacity, bool bf16, bool shared);
+
+  KvHead head(int layer, int head) const;
+
+  int layers() const { return static_cast<int>(layers_.size()); }
+  int kv_heads() const { return kv_heads_; }
+  int head_dim() const { return head_dim_; }
+  int64_t capacity() const { return capacity_; }
+  int64_t positions(int layer) const { return layers_[layer].blocks * 16; }
+  size_t bytes() const { return bytes_; }
+
+  int64_t length() const { return length_; }
+  void set_length(int64_t length) { length_ = length; }
+
+ private:
+  struct Layer {
+    int64_t blocks;
+    size_t offset;  // bytes to its keys; its values follow all keys
+  };
+  struct Free {
+    void operator()(void* p) const;
+  };
+
+  std::vector<Layer> layers_;
+  int kv_heads_;
+  int head_dim_;
+  int value_stride_;
+  int64_t capacity_;
+  bool bf16_;
+  size_t bytes_ = 0;
+  int64_t length_ = 0;
+  std::unique_ptr<void, Free> memory_;
+  char* base_ = nullptr;  // the first cache line boundary in memory_
+};
+
+}  // namespace gemmary

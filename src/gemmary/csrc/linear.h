@@ -1,0 +1,28 @@
+// The matrix product, y[t, n] = sum over k of weight[n, k] * x[t, k], with the same bits on every instruction set, for any range of
+// rows or panels, in any order: each output is one chain of fused multiply-adds over ascending k.
+//   float weights (F32, BF16, F16, widened exactly):  acc = fma(w[k], x[k], acc) for each k
+//   quantized weights and activations: group after group of 32 inputs, with integer sums exact, xs the scale of the group's activations,
+//   x their codes and xo the outlier kept apart, at place o (activations.h):
+//     Q4_0 Q5_0 Q8_0   acc = fma(fma(float(q[o] - zero), xo, float(sum (q - zero) x) * xs), d, acc)
+//     Q6_K Q3_K        the same with every (q - zero) times its sub-block's scale
+//     Q4_1 Q5_1        as above with zero = 0, then acc = fma(fma(1, xo, float(sum x) * xs), m, acc)
+//     Q4_K Q5_K Q2_K   as above with scale * q, then acc = fma(fma(float(min[o]), xo, float(sum min x) * xs), -dmin, acc)
+// Every integer sum is below 2^24 in magnitude, so its conversion to float32 is exact too. The largest: Q6_K, 32 * 128 * 32 * 127.
+#pragma once
+
+#include "activations.h"
+#include "packed.h"
+
+namespace gemmary {
+
+// Scratch that one thread gives to linear: 64-byte aligned, contents undefined before and after.
+constexpr size_t kLinearScratchBytes = 128 * 1024;
+
+// y[t * ldy + n] for t in [t0, t1) and the rows n of panels [p0, p1); t and n are absolute. Nothing else of y is written.
+using LinearFunction = void(const PackedView& weight, const Activations& x, int64_t t0, int64_t t1, int64_t p0, int64_t p1, float* y,
+                            size_t ldy, void* scratch);
+
+// Rows [t0, t1) of x, ldx floats apart.
+using QuantizeActivationsFunction = void(const float* x, size_t ldx, const QuantizedActivations& out, int64_t t0, int64_t t1);
+
+}  // namespace gemmary

@@ -1,0 +1,10 @@
+// The extension module gemmary._core: one file for each thing that Python sees of C++.
+#include <nanobind/nanobind.h>
+
+void bind_gguf(nanobind::module_& module);
+void bind_native(nanobind::module_& module);
+
+NB_MODULE(_core, module) {
+  bind_gguf(module);
+  bind_native(module);
+}

@@ -1,0 +1,135 @@
+// A recorded model: instructions on numbered buffers, run for any number of tokens without a word of Python.
+//
+// T tokens, R rows whose logits are wanted and S sequences are numbers of the run. A buffer is float32 [T or R or S, width]. It lives in
+// a slot that buffers of other times share, or is an array that the caller brings (the results, the taps).
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "kv_cache.h"
+#include "runtime.h"
+
+namespace gemmary {
+
+enum class Rows : uint8_t { tokens, outputs, sequences };
+
+struct Slot {
+  Rows rows;
+  int64_t width;
+};
+
+struct Buffer {
+  Rows rows;
+  int64_t width;
+  int64_t place;  // a slot's number, or that of an array of the caller
+  bool external;
+};
+
+using Weight = std::shared_ptr<const PackedWeight>;
+
+// The instructions, one for each op of ops/spec.py that computes. Numbers are buffers unless said otherwise.
+struct Embed { Weight table; float scale; int out; };
+struct Linear { int x; std::vector<Weight> weights; std::vector<int> out; };  // several weights that read the same x
+struct RmsNorm { int x; std::vector<float> gain; float eps; int out; };       // gain: 1 + weight, for each head of x where it is shorter
+struct RopeAngles { std::vector<float> frequencies; int out; };
+struct Rope { int x, angles, out; };
+struct Attention {
+  int q, k, v, out;
+  int layer, kind;  // of the cache, and which of the run's `visible` arrays applies
+  int heads, kv_heads;
+  float scale, softcap;  // softcap 0: none
+};
+struct Geglu { int gate, up, out; };
+struct Add { int a, b, out; };
+struct Take { int x, out; };
+struct Softcap { int x; float cap; int out; };
+struct MeanPool { int x, out; };
+struct L2Normalize { int x, out; };
+using Instruction = std::variant<Embed, Linear, RmsNorm, RopeAngles, Rope, Attention, Geglu, Add, Take, Softcap, MeanPool, L2Normalize>;
+
+// One step's arrays. Everything is checked by Program::run before anything is computed.
+struct StepInputs {
+  const int32_t* tokens = nullptr;      // [T]
+  const int32_t* positions = nullptr;   // [T]
+  const int32_t* outputs = nullptr;     // [R]
+  const int32_t* sequences = nullptr;   // [S][2]: first row, one past the last; together they are 0 … T in order
+  std::vector<const int32_t*> visible;  // for each kind [T][2]
+  std::array<int64_t, 3> rows{};        // T, R, S
+  std::vector<KvCache*> caches;         // [S], or empty for a program without attention
+  struct External {
+    float* data;
+    int64_t rows, width;
+  };
+  std::vector<External> externals;
+};
+
+class Program {
+ public:
+  // Throws std::invalid_argument if a buffer does not fit its slot.
+  Program(std::shared_ptr<Runtime> runtime, std::vector<Slot> slots, std::vector<Buffer> buffers, int kinds, int externals);
+
+  // Appends an instruction; throws std::invalid_argument if its shapes disagree. `label` names it in the profile.
+  void append(Instruction instruction, std::string label);
+
+  // Runs a step and takes its keys into the caches. Throws std::invalid_argument, before anything has changed, if the inputs are not a
+  // step of this program, and std::bad_alloc. Callers on several threads wait for one another.
+  void run(const StepInputs& step);
+
+  // Seconds spent in each instruction since the last call that switched profiling on.
+  void set_profiling(bool on);
+  std::vector<std::pair<std::string, double>> profile() const;
+
+ private:
+  friend class Executor;
+  struct Recorded {
+    Instruction work;
+    std::string label;
+    double seconds = 0;
+  };
+  // Query rows of one sequence and heads of one key head that are attended together.
+  struct AttentionBlock {
+    int sequence;
+    int rows;
+    int64_t row;
+    int kv_head;
+    int head, heads;
+  };
+  struct StoreBlock {
+    int sequence;
+    int rows;
+    int64_t row;
+  };
+
+  void check(const StepInputs& step) const;
+  void check_cache(const StepInputs& step, int64_t sequence) const;
+  void place_buffers(const StepInputs& step);
+  void plan_attention(const StepInputs& step);
+  void reserve(const StepInputs& step);
+
+  std::shared_ptr<Runtime> runtime_;
+  std::vector<Slot> slots_;
+  std::vector<Buffer> buffers_;
+  std::vector<Recorded> instructions_;
+  int kinds_;
+  int externals_;
+  int heads_ = 0, kv_heads_ = 0, head_dim_ = 0;  // of every attention; 0 without one
+  bool profiling_ = false;
+
+  // Filled by run, kept so that a step allocates nothing.
+  std::vector<float*> addresses_;
+  std::vector<size_t> offsets_;
+  std::vector<AttentionBlock> blocks_;
+  std::vector<StoreBlock> stores_;
+  std::byte* scratch_ = nullptr;  // scratch_stride_ bytes for each thread
+  size_t scratch_stride_ = 0;
+  std::byte* quantized_ = nullptr;
+};
+
+}  // namespace gemmary

@@ -1,0 +1,205 @@
+"""The native engine: the model traced once, then replayed in C++ without Python, with the GIL released.
+
+Activations are float32. Weights stay as stored (or become what `dtype` says), packed for the kernels; quantized ones
+meet activations quantized to int8 in groups of 32. Keys and values are bfloat16, or float32 where everything is. A
+row's result has the same bits in every batch, every chunking and at every number of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from gemmary import _core
+from gemmary._core import KvCache
+from gemmary.batch import Batch
+from gemmary.config import Config, LayerType
+from gemmary.engines import EngineInfo, Logits
+from gemmary.engines.trace import TraceOps, Value, Weight, compile_trace
+from gemmary.errors import GemmaryError
+from gemmary.model import decoder
+from gemmary.model.leaves import Leaves
+from gemmary.quantize.leaves import Blocks, Dense, Leaf
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A program, and the names of the arrays that it fills: the result first, then the taps."""
+
+    program: Any
+    outputs: dict[str, Value]
+
+
+class NativeEngine:
+    """`gemmary.engines.Engine` in C++ on the CPU.
+
+    dtype: None = as stored, "float32" or "bfloat16" (weights and cache; the sums are float32 always). threads: None =
+    the processors that this process may use. isa: None = the best that this machine has, or a name of
+    `gemmary._core.available_isas()`. max_chunk: the most tokens of one sequence in one step once its windowed layers'
+    caches are rings, which they are when the capacity exceeds window + max_chunk.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        lookup: Callable[[str], Leaf],
+        *,
+        dtype: str | None = None,
+        threads: int | None = None,
+        isa: str | None = None,
+        max_chunk: int = 512,
+    ) -> None:
+        if dtype == "float16":
+            raise GemmaryError("float16 overflows on Gemma's activations: choose bfloat16 or float32")
+        if dtype not in (None, "float32", "bfloat16"):
+            raise GemmaryError(f"the native engine computes in float32 or bfloat16, not {dtype}")
+        if threads is not None and threads < 1:
+            raise GemmaryError(f"threads must be at least 1, not {threads}")
+        self.config = config
+        self.max_chunk = max_chunk
+        self._dtype = dtype
+        self._lookup = lookup
+        with _errors():
+            self._runtime = _core.Runtime(threads or 0, isa)
+        self._packed: dict[str, Weight] = {}
+        self._formats: dict[str, int] = {}
+        self._programs: dict[tuple[str, bool], _Compiled] = {}
+        self._scratch: list[KvCache] = []
+        self._compiled("logits", False)
+        if config.pooled_dense:
+            self._compiled("sentence_embedding", False)
+        self._bf16_cache = dtype != "float32" and set(self._formats) != {"F32"}
+        self.info = EngineInfo(
+            "native", f"cpu ({self._runtime.isa})", dtype or "float32", dict(self._formats), self._runtime.threads
+        )
+
+    def new_cache(self, capacity: int) -> KvCache:
+        """An empty cache for `capacity` tokens. Pages of it are used as they are written."""
+        return self._cache(capacity, shared=False)
+
+    def step(self, batch: Batch, caches: Sequence[KvCache], taps: dict[str, Logits] | None = None) -> Logits:
+        """See `Engine.step`. Raises GemmaryError, with no cache changed, if the batch does not fit the caches."""
+        return self._run("logits", batch, caches, taps)
+
+    def embed(self, batch: Batch, taps: dict[str, Logits] | None = None) -> Logits:
+        """See `Engine.embed`."""
+        for number, rows in enumerate(batch.sequences):
+            count = rows.stop - rows.start
+            if number == len(self._scratch):
+                self._scratch.append(self._cache(count, shared=True))
+            elif self._scratch[number].capacity < count:
+                self._scratch[number] = self._cache(count, shared=True)
+            self._scratch[number].reset()
+        return self._run("sentence_embedding", batch, self._scratch[: len(batch.sequences)], taps)
+
+    def profile(self, enabled: bool) -> None:
+        """Starts (from zero) or stops timing the instructions of the programs without taps."""
+        for (_, tapped), compiled in self._programs.items():
+            if not tapped:
+                compiled.program.set_profiling(enabled)
+
+    def timings(self) -> list[tuple[str, float]]:
+        """Seconds spent in each instruction since `profile(True)`, in the order of execution."""
+        return [pair for (_, tapped), c in self._programs.items() if not tapped for pair in c.program.profile()]
+
+    def _cache(self, capacity: int, *, shared: bool) -> KvCache:
+        config = self.config
+        positions = []
+        for kind in config.layer_types:
+            window = config.window(kind)
+            ring = window is not None and not config.bidirectional and capacity > window + self.max_chunk
+            # 16 more: the oldest block of a ring is partly overwritten.
+            positions.append(window + self.max_chunk + 16 if ring and window is not None else capacity)
+        with _errors(f"a cache for {capacity} tokens"):
+            return _core.KvCache(positions, config.num_kv_heads, config.head_dim, capacity, self._bf16_cache, shared)
+
+    def _run(self, result: str, batch: Batch, caches: Sequence[KvCache], taps: dict[str, Logits] | None) -> Logits:
+        compiled = self._compiled(result, taps is not None)
+        counts = {"T": len(batch.tokens), "R": len(batch.outputs), "S": len(batch.sequences)}
+        arrays = {
+            name: np.empty((counts[value.rows], value.width), dtype=np.float32)
+            for name, value in compiled.outputs.items()
+        }
+        with _errors(f"a step of {counts['T']} tokens"):
+            run_program(compiled.program, batch, list(self.config.kinds), list(caches), list(arrays.values()))
+        if taps is not None:
+            taps.update(arrays)
+        return arrays[result]
+
+    def _compiled(self, result: str, tapped: bool) -> _Compiled:
+        """The program that ends in the tap called `result`; with all taps, or with that one."""
+        key = (result, tapped)
+        if key not in self._programs:
+            ops = TraceOps()
+            weights = Leaves(self._weight)
+            kinds = self.config.kinds
+            step = decoder.Step(None, None, {kind: n for n, kind in enumerate(kinds)}, None)
+            hidden, _ = decoder.hidden_states(ops, self.config, weights, step, None)
+            if result == "logits":
+                out = decoder.logits(ops, self.config, weights, step, hidden)
+            else:
+                out = decoder.sentence_embedding(ops, self.config, weights, None, hidden)
+            outputs = {result: out} | (ops.taps if tapped else {})
+            with _errors():
+                program = compile_trace(_core, self._runtime, ops, list(outputs.values()), len(kinds))
+            self._programs[key] = _Compiled(program, outputs)
+        return self._programs[key]
+
+    def _weight(self, name: str) -> Weight:
+        if name not in self._packed:
+            self._packed[name] = Weight(name, self._pack(name, self._lookup(name)))
+        return self._packed[name]
+
+    def _pack(self, name: str, leaf: Leaf) -> Any:
+        if len(leaf.shape) == 1:
+            vector = np.ascontiguousarray(leaf.dequantize())
+            self._count("F32", vector.nbytes)
+            return vector
+        if self._dtype == "float32":
+            leaf = Dense(leaf.dequantize())
+        elif self._dtype == "bfloat16" and leaf.format != "BF16":
+            leaf = Dense(leaf.dequantize().astype(ml_dtypes.bfloat16))
+        with _errors(f"the weight {name}"):
+            packed = pack(self._runtime, leaf)
+        self._count(leaf.format, packed.nbytes)
+        return packed
+
+    def _count(self, format: str, nbytes: int) -> None:
+        self._formats[format] = self._formats.get(format, 0) + nbytes
+
+
+def pack(runtime: Any, leaf: Leaf) -> Any:
+    """A matrix as the kernels read it. Raises ValueError for a format that they do not have."""
+    if isinstance(leaf, Dense):
+        data = np.ascontiguousarray(leaf.array).view(np.uint8)
+    elif isinstance(leaf, Blocks):
+        data = np.ascontiguousarray(leaf.data)
+    else:
+        raise ValueError(f"the native engine has no kernels for a {type(leaf).__name__} leaf")
+    return _core.PackedWeight(runtime, leaf.format, leaf.shape[0], leaf.shape[1], data)
+
+
+def run_program(
+    program: Any, batch: Batch, kinds: Sequence[LayerType], caches: list[KvCache], arrays: list[npt.NDArray[np.float32]]
+) -> None:
+    """One step of a C++ program: `arrays` are its external buffers."""
+    visible = [batch.visible[kind] for kind in kinds]
+    sequences = np.array([(rows.start, rows.stop) for rows in batch.sequences], dtype=np.int32).reshape(-1, 2)
+    program.run(batch.tokens, batch.positions, visible, batch.outputs, sequences, caches, arrays)
+
+
+@contextlib.contextmanager
+def _errors(what: str = "") -> Iterator[None]:
+    """C++'s refusals as the project's exception."""
+    try:
+        yield
+    except ValueError as error:
+        raise GemmaryError(str(error)) from error
+    except MemoryError as error:
+        raise GemmaryError(f"there is not enough memory for {what or 'the native engine'}") from error

@@ -1,0 +1,103 @@
+"""A row's bits are the same in any batch, in chunks of any size, on any number of threads and instruction set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemmary import _core
+from gemmary.batch import Batch, Chunk
+from gemmary.engines.native import NativeEngine
+from tests.native_engine.helpers import in_steps, same_bits, stored, together
+from tests.tiny import TINY, random_tokens
+
+CASES = [
+    ("gemma", "F32", None),
+    ("gemma2", "BF16", None),
+    ("gemma3-mqa", "F16", None),
+    ("gemma2-q32", "Q8_0", None),
+    ("gemma3-q32", "Q4_0", None),
+    ("gemma3-q32", "Q8_0", "bfloat16"),
+]
+each_case = pytest.mark.parametrize(("name", "format", "dtype"), CASES, ids=lambda value: str(value))
+LENGTH = 100
+
+
+def open_case(name: str, format: str, dtype: str | None, **options: Any) -> NativeEngine:
+    return NativeEngine(TINY[name], stored(TINY[name], format), dtype=dtype, **{"threads": 2, **options})
+
+
+@each_case
+def test_chunks(name: str, format: str, dtype: str | None) -> None:
+    engine = open_case(name, format, dtype)
+    tokens = random_tokens(engine.config, LENGTH)
+    whole = in_steps(engine, tokens, [LENGTH])
+    for sizes in ([1], [7], [64], [50, 1], [3, 17, 16, 15]):
+        assert same_bits(in_steps(engine, tokens, sizes), whole), sizes
+
+
+@each_case
+def test_rings(name: str, format: str, dtype: str | None) -> None:
+    """A layer's cache that wraps gives the bits of one that keeps everything."""
+    engine = open_case(name, format, dtype)
+    ringed = open_case(name, format, dtype, max_chunk=7)
+    tokens = random_tokens(engine.config, LENGTH)
+    whole = in_steps(engine, tokens, [LENGTH])
+    for sizes in ([7], [1], [5, 2]):
+        assert same_bits(in_steps(ringed, tokens, sizes, capacity=200), whole), sizes
+
+
+@each_case
+def test_batches_of_up_to_64(name: str, format: str, dtype: str | None) -> None:
+    engine = open_case(name, format, dtype)
+    sequences = [random_tokens(engine.config, 1 + 5 * n % 23, seed=n) for n in range(64)]
+    alone = [together(engine, [tokens])[0] for tokens in sequences]
+    for count in (2, 3, 64):
+        for n, logits in enumerate(together(engine, sequences[:count])):
+            assert same_bits(logits, alone[n]), (count, n)
+
+
+@each_case
+def test_a_decode_beside_a_prompt(name: str, format: str, dtype: str | None) -> None:
+    engine = open_case(name, format, dtype)
+    tokens, other = random_tokens(engine.config, 30), random_tokens(engine.config, 41)
+    whole = in_steps(engine, tokens, [30])
+    cache, rest = engine.new_cache(30), engine.new_cache(41)
+    engine.step(Batch.of(engine.config, [Chunk(tokens[:29])]), [cache])
+    mixed = Batch.of(engine.config, [Chunk(other), Chunk(tokens[29:], start=29)])
+    assert same_bits(engine.step(mixed, [rest, cache])[1:], whole[29:])
+
+
+@each_case
+def test_threads_and_instruction_sets(name: str, format: str, dtype: str | None) -> None:
+    first = open_case(name, format, dtype, threads=1, isa="scalar")
+    tokens = random_tokens(first.config, LENGTH)
+    whole = in_steps(first, tokens, [LENGTH])
+    for isa in _core.available_isas():
+        for threads in (1, 2, 3, 4):
+            engine = open_case(name, format, dtype, threads=threads, isa=isa)
+            assert engine.info.device == f"cpu ({isa})"
+            assert engine.info.threads == threads
+            assert same_bits(in_steps(engine, tokens, [64, 1]), whole), (isa, threads)
+
+
+def test_real_weights(starter_gguf: Path) -> None:
+    from gemmary.checkpoints import open_checkpoint
+
+    checkpoint = open_checkpoint(starter_gguf)
+    engines = [NativeEngine(checkpoint.config, checkpoint.lookup, threads=n) for n in (1, 2, 3, 4)]
+    text = "Gemmary keeps every bit of a row the same, whatever else is computed beside it. " * 4
+    tokens = checkpoint.tokenizer.encode(text, bos=True)[:65]
+    whole = in_steps(engines[1], tokens, [len(tokens)])
+    for engine in engines:
+        assert same_bits(in_steps(engine, tokens, [64, 1]), whole)
+    for sizes in ([1], [7]):
+        assert same_bits(in_steps(engines[1], tokens, sizes), whole)
+    for count in (1, 15, 63):
+        chunks = [Chunk([2 + n, *tokens[n : n + n % 5]]) for n in range(count)]
+        chunks.insert(count // 2, Chunk(tokens))
+        caches = [engines[1].new_cache(len(chunk.tokens)) for chunk in chunks]
+        logits = engines[1].step(Batch.of(checkpoint.config, chunks), caches)
+        assert same_bits(logits[count // 2], whole[-1]), count
