@@ -21,7 +21,7 @@ from gemmary.errors import GemmaryError
 from gemmary.quantize.blocks import quantize
 from gemmary.quantize.leaves import Blocks, Leaf
 from tests.checkpoints.sources import TinySource, files_of, logits, rounded, same_leaves, tiny
-from tests.engines import relative_error
+from tests.runs import relative_error
 from tests.tiny import random_tokens
 
 torch = pytest.importorskip("torch", reason="torch is not installed")

@@ -12,8 +12,8 @@ from gemmary.engines import Engine, open_engine
 from gemmary.generate import Request, Scheduler
 from gemmary.quantize import blocks
 from gemmary.quantize.leaves import Blocks, Leaf
-from tests.engines import why_absent
 from tests.generate.toys import request
+from tests.runs import why_absent
 from tests.tiny import TINY, random_leaves, random_tokens
 
 LENGTHS = (6, 1, 13, 30, 2, 9, 6)

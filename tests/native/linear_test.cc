@@ -85,10 +85,13 @@ void check_reference(const Case& c, const PackedView& w, const std::vector<doubl
   }
 }
 
+int place_of(const ActivationGroup& group) { return static_cast<int>((group.place & 255) + 4 * (group.place >> 8)); }
+
 // Input `at` of quantized activations, rows one after another.
 double dequantized(const QuantizedActivations& q, int64_t at) {
-  if (q.places[at / 32] == at % 32) return q.outliers[at / 32];
-  return static_cast<double>(q.codes[at]) * static_cast<double>(q.scales[at / 32]);
+  const ActivationGroup& group = q.data[at / 32];
+  if (place_of(group) == at % 32) return group.outlier;
+  return static_cast<double>(group.codes[at % 32]) * static_cast<double>(group.scale);
 }
 
 void check_linear(const Case& c) {
@@ -126,7 +129,7 @@ void check_linear(const Case& c) {
       std::vector<double> exact_x(static_cast<size_t>(c.m * c.k));
       for (int64_t t = 0; t < c.m; t++)
         for (int64_t k = 0; k < c.k; k++)
-          exact_x[t * c.k + k] = a.q.codes ? dequantized(a.q, t * c.k + k) : x[t * ldx + k];
+          exact_x[t * c.k + k] = a.q.data ? dequantized(a.q, t * c.k + k) : x[t * ldx + k];
       check_reference(c, w, exact_x, y.data(), ldy);
     }
     const auto same = [&](const std::vector<float>& other, const char* what) {
@@ -176,26 +179,27 @@ void check_activations() {
     const QuantizedActivations q = quantized_activations_at(buffer.data, kRows, kCols);
     kernels_for(isa).quantize_activations(x.data(), kCols, q, 0, kRows);
     for (int64_t g = 0; g < kRows * kCols / 32; g++) {
+      ActivationGroup& got = q.data[g];
       int sums[2] = {0, 0};
-      for (int i = 0; i < 32; i++) sums[i / 16] += q.codes[g * 32 + i];
-      CHECK(static_cast<int16_t>(q.sums[g]) == sums[0] && q.sums[g] >> 16 == sums[1], "sums of group %ld on %s", long(g), isa_name(isa));
+      for (int i = 0; i < 32; i++) sums[i / 16] += got.codes[i];
+      CHECK(static_cast<int16_t>(got.sums) == sums[0] && got.sums >> 16 == sums[1], "sums of group %ld on %s", long(g), isa_name(isa));
       const float* group = &x[g * 32];
       int place = 0;
       float largest = 0;
       bool nan = false;
       for (int i = 0; i < 32; i++) nan |= std::isnan(group[i]);
       for (int i = 1; i < 32 && !nan; i++) place = std::fabs(group[i]) > std::fabs(group[place]) ? i : place;
-      if (nan) place = q.places[g];
-      CHECK(q.places[g] == place && std::bit_cast<uint32_t>(q.outliers[g]) == std::bit_cast<uint32_t>(group[place]) && q.codes[g * 32 + place] == 0,
-            "outlier of group %ld on %s", long(g), isa_name(isa));
+      if (nan) place = place_of(got);
+      CHECK(place_of(got) == place && std::bit_cast<uint32_t>(got.outlier) == std::bit_cast<uint32_t>(group[place]) && got.codes[place] == 0, "outlier of group %ld on %s",
+            long(g), isa_name(isa));
       for (int i = 0; i < 32; i++)
         if (i != place) largest = std::isnan(group[i]) ? group[i] : std::fmax(largest, std::fabs(group[i]));
-      CHECK(nan ? std::isnan(q.outliers[g]) : q.scales[g] == largest / 127, "scale of group %ld on %s", long(g), isa_name(isa));
+      CHECK(nan ? std::isnan(got.outlier) : got.scale == largest / 127, "scale of group %ld on %s", long(g), isa_name(isa));
       for (int i = 0; i < 32 && g < kRows * kCols / 64; i++) {
-        const int code = q.scales[g] == 0 || i == place ? 0 : static_cast<int>(std::nearbyint(group[i] / q.scales[g]));
-        CHECK(q.codes[g * 32 + i] == code, "code of group %ld on %s", long(g), isa_name(isa));
+        const int code = got.scale == 0 || i == place ? 0 : static_cast<int>(std::nearbyint(group[i] / got.scale));
+        CHECK(got.codes[i] == code, "code of group %ld on %s", long(g), isa_name(isa));
       }
-      if (std::isnan(q.scales[g])) q.scales[g] = 0;  // which NaN it is may differ
+      if (std::isnan(got.scale)) got.scale = 0;  // which NaN it is may differ
     }
     if (expected.empty()) expected.assign(buffer.data, buffer.data + bytes);
     CHECK(std::memcmp(expected.data(), buffer.data, bytes) == 0, "activations on %s", isa_name(isa));

@@ -11,7 +11,7 @@ import pytest
 
 from gemmary.checkpoints.tensors import tensors
 from gemmary.config import Config
-from tests.engines import Array, Lookup
+from tests.runs import Array, Lookup
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

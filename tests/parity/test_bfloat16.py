@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.engines import Precision, each_bfloat16, relative_error, relative_rms, rounded, run, run_in_chunks
 from tests.parity.peers import peer, peer_logits, torch
 from tests.parity.test_decoders import DECODERS
+from tests.runs import Precision, each_bfloat16, relative_error, relative_rms, rounded, run, run_in_chunks
 from tests.tiny import TINY, random_leaves, random_tokens
 
 LENGTH = 23

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gemmary.batch import Batch, Chunk
-from tests.engines import FLOAT32, Array, Precision, each_float32, relative_error, run, run_in_chunks
 from tests.parity.peers import peer, peer_decode, peer_logits, torch
+from tests.runs import FLOAT32, Array, Precision, each_float32, relative_error, run, run_in_chunks
 from tests.tiny import ODD, TINY, random_leaves, random_tokens
 
 DECODERS = [name for name in ODD if not TINY[name].pooled_dense]

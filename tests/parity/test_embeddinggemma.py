@@ -12,8 +12,8 @@ from gemmary.batch import Batch, Chunk
 from gemmary.config import Config
 from gemmary.engines import Engine
 from gemmary.errors import GemmaryError
-from tests.engines import Array, Lookup, Precision, each_bfloat16, each_float32, relative_error, relative_rms, rounded
 from tests.parity.peers import peer, peer_config, peer_logits, torch
+from tests.runs import Array, Lookup, Precision, each_bfloat16, each_float32, relative_error, relative_rms, rounded
 from tests.tiny import TINY, random_leaves, random_tokens
 
 CONFIG = TINY["embeddinggemma"]

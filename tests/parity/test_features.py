@@ -14,7 +14,7 @@ import pytest
 from gemmary.config import Config
 from gemmary.ops.reference import ReferenceOps
 from gemmary.quantize.leaves import Dense, Leaf
-from tests.engines import Array, Lookup, Precision, each_float32, relative_error, run
+from tests.runs import Array, Lookup, Precision, each_float32, relative_error, run
 from tests.tiny import TINY, random_leaves, random_tokens
 
 MUCH = 100

@@ -7,7 +7,7 @@ import pytest
 from gemmary.config import Config
 from gemmary.quantize import blocks
 from gemmary.quantize.leaves import Blocks, Leaf
-from tests.engines import Lookup, Precision, each_float32, relative_error, run
+from tests.runs import Lookup, Precision, each_float32, relative_error, run
 from tests.tiny import TINY, random_leaves, random_tokens
 
 

@@ -14,8 +14,8 @@ from gemmary.errors import GemmaryError
 from gemmary.model import decoder
 from gemmary.quantize import blocks
 from gemmary.quantize.leaves import Blocks, Dense, Leaf
-from tests.engines import Array, relative_error, rounded, run, run_in_chunks
 from tests.parity.peers import peer, peer_logits, torch
+from tests.runs import Array, relative_error, rounded, run, run_in_chunks
 from tests.tiny import ODD, TINY, leaf_shapes, random_leaves, random_tokens
 
 from gemmary.engines.torch import TorchEngine  # isort: skip (needs torch, which peers skips without)

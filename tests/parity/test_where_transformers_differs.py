@@ -10,8 +10,8 @@ import pytest
 
 from gemmary.batch import Batch, Chunk
 from gemmary.zoo import ZOO
-from tests.engines import Array, Precision, each_float32, relative_error, run
 from tests.parity.peers import peer, peer_config, peer_logits, torch, transformers
+from tests.runs import Array, Precision, each_float32, relative_error, run
 from tests.tiny import TINY, random_leaves, random_tokens
 
 MODELS = ["gemma", "gemma2", "gemma3"]

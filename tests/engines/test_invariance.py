@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from gemmary import _core
 from gemmary.batch import Batch, Chunk
 from gemmary.engines.native import NativeEngine
-from tests.native_engine.helpers import in_steps, same_bits, stored, together
+from tests.engines.helpers import in_steps, same_bits, stored, together
 from tests.tiny import TINY, random_tokens
 
 CASES = [
@@ -81,23 +80,3 @@ def test_threads_and_instruction_sets(name: str, format: str, dtype: str | None)
             assert engine.info.device == f"cpu ({isa})"
             assert engine.info.threads == threads
             assert same_bits(in_steps(engine, tokens, [64, 1]), whole), (isa, threads)
-
-
-def test_real_weights(starter_gguf: Path) -> None:
-    from gemmary.checkpoints import open_checkpoint
-
-    checkpoint = open_checkpoint(starter_gguf)
-    engines = [NativeEngine(checkpoint.config, checkpoint.lookup, threads=n) for n in (1, 2, 3, 4)]
-    text = "Gemmary keeps every bit of a row the same, whatever else is computed beside it. " * 4
-    tokens = checkpoint.tokenizer.encode(text, bos=True)[:65]
-    whole = in_steps(engines[1], tokens, [len(tokens)])
-    for engine in engines:
-        assert same_bits(in_steps(engine, tokens, [64, 1]), whole)
-    for sizes in ([1], [7]):
-        assert same_bits(in_steps(engines[1], tokens, sizes), whole)
-    for count in (1, 15, 63):
-        chunks = [Chunk([2 + n, *tokens[n : n + n % 5]]) for n in range(count)]
-        chunks.insert(count // 2, Chunk(tokens))
-        caches = [engines[1].new_cache(len(chunk.tokens)) for chunk in chunks]
-        logits = engines[1].step(Batch.of(checkpoint.config, chunks), caches)
-        assert same_bits(logits[count // 2], whole[-1]), count

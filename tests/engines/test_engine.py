@@ -8,7 +8,7 @@ import pytest
 from gemmary.batch import Batch, Chunk
 from gemmary.engines.native import NativeEngine
 from gemmary.engines.reference import ReferenceEngine
-from tests.native_engine.helpers import Array, in_steps, stored, together
+from tests.engines.helpers import Array, in_steps, stored, together
 from tests.tiny import ODD, TINY, random_leaves, random_tokens
 
 

@@ -12,7 +12,7 @@ from gemmary import _core
 from gemmary.batch import Batch, Chunk
 from gemmary.engines.native import NativeEngine
 from gemmary.errors import GemmaryError
-from tests.native_engine.helpers import in_steps, same_bits
+from tests.engines.helpers import in_steps, same_bits
 from tests.tiny import TINY, random_leaves, random_tokens
 
 CONFIG = TINY["gemma2"]
