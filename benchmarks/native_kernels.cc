@@ -1,8 +1,7 @@
-// Speed of the native linear kernels: matrix-vector products in GB/s of packed weights beside a plain read of the same memory, and matrix
-// products in GOP/s (2 for a multiply-add).
-// Build: see benchmarks/native_kernels.sh.   Run: native_kernels [threads=2] [isa=best] [rows of x=512] [format=all]
-// Each number is the best of several runs of all threads together; "core" is one thread by its own processor time, which other work on the
-// machine disturbs less.
+// Speed of the native linear kernels: matrix-vector products in GB/s of packed weights beside a plain read of the same
+// memory, and matrix products in GOP/s (2 for a multiply-add). Build: see benchmarks/native_kernels.sh.   Run:
+// native_kernels [threads=2] [isa=best] [rows of x=512] [format=all] Each number is the best of several runs of all
+// threads together; "core" is one thread by its own processor time, which other work on the machine disturbs less.
 #include <time.h>
 
 #include <algorithm>
@@ -30,8 +29,11 @@ double processor_seconds() {
   return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
 }
 
-// The best wall time of `repeats` runs of work(thread) on all threads, started together; core: the least processor time of one of them.
-struct Best { double wall = 1e9, core = 1e9; };
+// The best wall time of `repeats` runs of work(thread) on all threads, started together; core: the least processor time
+// of one of them.
+struct Best {
+  double wall = 1e9, core = 1e9;
+};
 Best best_of(int repeats, int threads, const std::function<void(int)>& work) {
   Best best;
   for (int r = 0; r < repeats; r++) {
@@ -39,8 +41,7 @@ Best best_of(int repeats, int threads, const std::function<void(int)>& work) {
     std::vector<double> cores(threads), ends(threads), starts(threads);
     const auto run = [&](int t) {
       ready++;
-      while (ready < threads) {
-      }
+      while (ready < threads) {}
       starts[t] = seconds();
       const double before = processor_seconds();
       work(t);
@@ -51,7 +52,8 @@ Best best_of(int repeats, int threads, const std::function<void(int)>& work) {
     for (int t = 1; t < threads; t++) pool.emplace_back(run, t);
     run(0);
     for (auto& thread : pool) thread.join();
-    best.wall = std::min(best.wall, *std::max_element(ends.begin(), ends.end()) - *std::min_element(starts.begin(), starts.end()));
+    best.wall = std::min(best.wall,
+                         *std::max_element(ends.begin(), ends.end()) - *std::min_element(starts.begin(), starts.end()));
     best.core = std::min(best.core, *std::min_element(cores.begin(), cores.end()));
   }
   return best;
@@ -80,7 +82,8 @@ void measure(Format format, const Kernels& kernels, int threads, int64_t m) {
   constexpr int64_t kK = 2304, kN = 9216;  // Gemma 2 2B's gate: packed, 12 to 85 MB
   const FormatInfo& info = format_info(format);
   const auto source = random_source(format, kN, kK, 1);
-  const int copies = static_cast<int>(std::max<size_t>(1, (size_t{256} << 20) / packed_bytes(format, kN, kK)));  // beyond the caches
+  const int copies =
+      static_cast<int>(std::max<size_t>(1, (size_t{256} << 20) / packed_bytes(format, kN, kK)));  // beyond the caches
   std::vector<PackedWeight> weights;
   double pack_seconds = 1e9;
   for (int i = 0; i < copies; i++) {
@@ -109,7 +112,8 @@ void measure(Format format, const Kernels& kernels, int threads, int64_t m) {
   Best read, vector;
   for (int round = 0; round < 5; round++) {  // interleaved: a machine's read speed drifts
     const Best r = best_of(3, threads, [&](int t) {
-      for (auto& w : weights) read_all(w.data() + w.view().panel_bytes * from(t), w.view().panel_bytes * (from(t + 1) - from(t)));
+      for (auto& w : weights)
+        read_all(w.data() + w.view().panel_bytes * from(t), w.view().panel_bytes * (from(t + 1) - from(t)));
     });
     const Best v = best_of(3, threads, [&](int t) {
       for (auto& w : weights) kernels.linear(w.view(), a, 0, 1, from(t), from(t + 1), y.data(), kN, scratch[t].data);
@@ -118,16 +122,21 @@ void measure(Format format, const Kernels& kernels, int threads, int64_t m) {
     vector = {std::min(vector.wall, v.wall), std::min(vector.core, v.core)};
   }
   const auto product = [&](int64_t rows) {
-    return best_of(rows > 64 ? 3 : 6, threads, [&](int t) { kernels.linear(weights[0].view(), a, 0, rows, from(t), from(t + 1), y.data(), kN, scratch[t].data); });
+    return best_of(rows > 64 ? 3 : 6, threads, [&](int t) {
+      kernels.linear(weights[0].view(), a, 0, rows, from(t), from(t + 1), y.data(), kN, scratch[t].data);
+    });
   };
   const Best few = product(std::min<int64_t>(m, 8)), many = product(m);
   const double work = 2.0 * kN * kK;
   const double bits = 8 * static_cast<double>(weights[0].bytes()) / (kN * kK);
-  std::printf("%-5s %6.3f b/w  pack %5.2f GB/s  quantize x %5.2f GB/s | read %5.1f  M=1 %5.1f GB/s (%3.0f%%) core %5.1f | M=8 %5.0f GOP/s | M=%ld %5.0f GOP/s, core %4.0f\n",
-              info.name, bits, static_cast<double>(source.size()) / pack_seconds / 1e9, quantize_seconds > 0 ? 4.0 * static_cast<double>(m * kK) / quantize_seconds / 1e9 : 0.0,
-              bytes / read.wall / 1e9, bytes / vector.wall / 1e9, 100 * read.wall / vector.wall, bytes / threads / vector.core / 1e9,
-              work * std::min<double>(8, static_cast<double>(m)) / few.wall / 1e9, long(m), work * static_cast<double>(m) / many.wall / 1e9,
-              work * static_cast<double>(m) / threads / many.core / 1e9);
+  std::printf(
+      "%-5s %6.3f b/w  pack %5.2f GB/s  quantize x %5.2f GB/s | read %5.1f  M=1 %5.1f GB/s (%3.0f%%) core %5.1f | M=8 "
+      "%5.0f GOP/s | M=%ld %5.0f GOP/s, core %4.0f\n",
+      info.name, bits, static_cast<double>(source.size()) / pack_seconds / 1e9,
+      quantize_seconds > 0 ? 4.0 * static_cast<double>(m * kK) / quantize_seconds / 1e9 : 0.0, bytes / read.wall / 1e9,
+      bytes / vector.wall / 1e9, 100 * read.wall / vector.wall, bytes / threads / vector.core / 1e9,
+      work * std::min<double>(8, static_cast<double>(m)) / few.wall / 1e9, long(m),
+      work * static_cast<double>(m) / many.wall / 1e9, work * static_cast<double>(m) / threads / many.core / 1e9);
   std::fflush(stdout);
 }
 
@@ -139,6 +148,7 @@ int main(int argc, char** argv) {
   const int64_t m = argc > 3 ? std::atol(argv[3]) : 512;
   std::printf("%s, %d threads\n", isa_name(isa), threads);
   for (int f = 0; f < kFormats; f++)
-    if (argc <= 4 || argv[4] == std::string(format_info(static_cast<Format>(f)).name)) measure(static_cast<Format>(f), kernels_for(isa), threads, m);
+    if (argc <= 4 || argv[4] == std::string(format_info(static_cast<Format>(f)).name))
+      measure(static_cast<Format>(f), kernels_for(isa), threads, m);
   return sink == 42 ? 1 : 0;
 }

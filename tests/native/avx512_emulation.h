@@ -1,5 +1,6 @@
-// AVX-512 on a machine without it: SIMDe's portable versions, plus the conversions that SIMDe 0.7.4 lacks, made of two AVX2 halves.
-// Used only to test that the AVX-512 kernels give the same bits; compiled with -mavx2 -mfma -mf16c (without -mfma SIMDe would not fuse).
+// AVX-512 on a machine without it: SIMDe's portable versions, plus the conversions that SIMDe 0.7.4 lacks, made of two
+// AVX2 halves. Used only to test that the AVX-512 kernels give the same bits; compiled with -mavx2 -mfma -mf16c
+// (without -mfma SIMDe would not fuse).
 #pragma once
 
 #define SIMDE_ENABLE_NATIVE_ALIASES
@@ -19,8 +20,12 @@ inline simde__m512 join(__m256 lo, __m256 hi) {
   r.m256[1] = hi;
   return simde__m512_from_private(r);
 }
-inline simde__m512i cvtepu8_epi32(__m128i a) { return join(_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(_mm_srli_si128(a, 8))); }
-inline simde__m512i cvtepi8_epi32(__m128i a) { return join(_mm256_cvtepi8_epi32(a), _mm256_cvtepi8_epi32(_mm_srli_si128(a, 8))); }
+inline simde__m512i cvtepu8_epi32(__m128i a) {
+  return join(_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(_mm_srli_si128(a, 8)));
+}
+inline simde__m512i cvtepi8_epi32(__m128i a) {
+  return join(_mm256_cvtepi8_epi32(a), _mm256_cvtepi8_epi32(_mm_srli_si128(a, 8)));
+}
 inline simde__m512i cvtepu16_epi32(__m256i a) {
   return join(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(a)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(a, 1)));
 }

@@ -23,13 +23,15 @@ struct Random {
 
 // Random source rows; f16 scales are kept moderate (0.0005 .. 0.06 either sign), everything else is any bits at all.
 // extreme: every code and sub-scale at the end of its range, to reach the bounds the kernels rely on.
-inline std::vector<uint8_t> random_source(Format format, int64_t rows, int64_t cols, uint64_t seed, bool extreme = false) {
+inline std::vector<uint8_t> random_source(Format format, int64_t rows, int64_t cols, uint64_t seed,
+                                          bool extreme = false) {
   const FormatInfo& info = format_info(format);
   const size_t row_bytes = source_row_bytes(format, cols);
   std::vector<uint8_t> out(static_cast<size_t>(rows) * row_bytes);
   Random random(seed);
   const auto put_half = [&](uint8_t* p) {
-    const uint16_t h = f32_to_f16((random.uniform() + 1.0f) * 0.03f + 0.0005f) | (random.next() >> 60 == 0 ? 0x8000 : 0);
+    const uint16_t h =
+        f32_to_f16((random.uniform() + 1.0f) * 0.03f + 0.0005f) | (random.next() >> 60 == 0 ? 0x8000 : 0);
     std::memcpy(p, &h, 2);
   };
   if (!info.quantized) {
@@ -39,12 +41,19 @@ inline std::vector<uint8_t> random_source(Format format, int64_t rows, int64_t c
     }
     return out;
   }
-  for (uint8_t& b : out) b = extreme ? (format == Format::Q8_0 || (format == Format::Q6_K && random.next() % 2) ? 0x80 : 0xff) : static_cast<uint8_t>(random.next() >> 40);
+  for (uint8_t& b : out)
+    b = extreme ? (format == Format::Q8_0 || (format == Format::Q6_K && random.next() % 2) ? 0x80 : 0xff)
+                : static_cast<uint8_t>(random.next() >> 40);
   for (size_t i = 0; i < out.size(); i += info.block_bytes) {
     uint8_t* block = out.data() + i;
     switch (format) {
-      case Format::Q4_1: case Format::Q5_1: case Format::Q4_K: case Format::Q5_K: put_half(block + 2); [[fallthrough]];
-      case Format::Q4_0: case Format::Q5_0: case Format::Q8_0: put_half(block); break;
+      case Format::Q4_1:
+      case Format::Q5_1:
+      case Format::Q4_K:
+      case Format::Q5_K: put_half(block + 2); [[fallthrough]];
+      case Format::Q4_0:
+      case Format::Q5_0:
+      case Format::Q8_0: put_half(block); break;
       case Format::Q2_K: put_half(block + 80), put_half(block + 82); break;
       case Format::Q3_K: put_half(block + 108); break;
       case Format::Q6_K: put_half(block + 208); break;

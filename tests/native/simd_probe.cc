@@ -1,4 +1,5 @@
-// The operations of simd.h as functions over arrays, compiled once for each instruction set, so that their bits can be compared.
+// The operations of simd.h as functions over arrays, compiled once for each instruction set, so that their bits can be
+// compared.
 #include "simd_probe.h"
 
 #include "simd.h"
@@ -36,9 +37,11 @@ static void unary(int op, const float* in, float* out, int64_t n) {
       }
       case 14: {
         const I32x16 u = bits(v);
-        I32x16 s = shl<3>(u) + shr<5>(u) * sar<7>(u) - (u & broadcast_i32(0x0ff0)) + (u | broadcast_i32(5)) + (u ^ broadcast_i32(77));
+        I32x16 s = shl<3>(u) + shr<5>(u) * sar<7>(u) - (u & broadcast_i32(0x0ff0)) + (u | broadcast_i32(5)) +
+                   (u ^ broadcast_i32(77));
         s = select(less(s, u), max(s, broadcast_i32(-5)), s) + select(equal(u, s), u, broadcast_i32(1));
-        s = s + broadcast_i32(reduce_add(u & broadcast_i32(0xffff)) ^ reduce_max(u)) + pair_dot(u & broadcast_i32(0x00ff00ff), broadcast_i32(0x7ffe8001));
+        s = s + broadcast_i32(reduce_add(u & broadcast_i32(0xffff)) ^ reduce_max(u)) +
+            pair_dot(u & broadcast_i32(0x00ff00ff), broadcast_i32(0x7ffe8001));
         int8_t bytes[16];
         store_i8(bytes, sar<26>(u));
         r = to_f32(s + load_i8(bytes) + load_u8(reinterpret_cast<const uint8_t*>(bytes)));
@@ -53,4 +56,6 @@ static void unary(int op, const float* in, float* out, int64_t n) {
 
 #define GEMMARY_JOIN2(a, b) a##b
 #define GEMMARY_JOIN(a, b) GEMMARY_JOIN2(a, b)
-void GEMMARY_JOIN(probe_, GEMMARY_ISA)(int op, const float* in, float* out, int64_t n) { gemmary::GEMMARY_ISA::unary(op, in, out, n); }
+void GEMMARY_JOIN(probe_, GEMMARY_ISA)(int op, const float* in, float* out, int64_t n) {
+  gemmary::GEMMARY_ISA::unary(op, in, out, n);
+}

@@ -3,8 +3,9 @@
 #include <cstdint>
 
 constexpr int kProbes = 15;
-constexpr const char* kProbeNames[kProbes] = {"exp", "tanh", "round", "sqrt", "to_i32", "max", "min", "select", "reduce_add", "reduce_max",
-                                              "fma", "load_n", "bf16", "f16", "integers"};
+constexpr const char* kProbeNames[kProbes] = {"exp", "tanh",   "round",  "sqrt",       "to_i32",
+                                              "max", "min",    "select", "reduce_add", "reduce_max",
+                                              "fma", "load_n", "bf16",   "f16",        "integers"};
 
 // Applies operation `op` to n (a multiple of 16) floats.
 void probe_scalar(int op, const float* in, float* out, int64_t n);

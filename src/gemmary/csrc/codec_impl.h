@@ -6,9 +6,6 @@
 
 namespace gemmary::GEMMARY_ISA {
 
-// How far ahead of the group in work a matrix-vector product asks for weights.
-constexpr int kPrefetchBytes = 4096;
-
 // kBits: width of a code as Dot takes it. kGroupBytes: packed codes of a group (must equal FormatInfo's). kNibbles; kTwoBitShift,
 // kOneBitShift: where a plane's bits go, -1 for no plane. kZero: what is taken from codes. kSubScales: integer scales in blocks of 256;
 // kHalves: 2 if they are for 16 inputs. kMin: a second term in the sum of x.
@@ -35,26 +32,39 @@ template <> struct Codec<Format::Q4_K> : CodecOf<4, 256, true, -1, -1, 0, 1, tru
 template <> struct Codec<Format::Q5_K> : CodecOf<5, 320, true, -1, 4, 0, 1, true, true, 256> {};
 template <> struct Codec<Format::Q6_K> : CodecOf<6, 384, true, 4, -1, 32, 2, true, false, 288> {};
 
-// The 8 vectors of a group, ready for Dot. Vector V; then the next.
-template <Format F, int V = 0> GEMMARY_INLINE void load_codes(Bytes64 (&codes)[8], const uint8_t* group) {
+// Vector V of a group (0..7), ready for Dot.
+template <Format F, int V> GEMMARY_INLINE Bytes64 load_code(const uint8_t* group) {
   using C = Codec<F>;
   if constexpr (C::kBits == 8) {
-    codes[V] = load_bytes(group + 64 * V);
+    return Dot<8>::prepare(load_bytes(group + 64 * V));
   } else {
     constexpr int kTwoBitAt = C::kNibbles ? 256 : 0, kOneBitAt = kTwoBitAt + (C::kTwoBitShift >= 0 ? 128 : 0);
-    if constexpr (C::kNibbles) codes[V] = shift_and<V / 4 * 4>(load_bytes(group + 64 * (V % 4)), 15);
+    Bytes64 code{};
+    if constexpr (C::kNibbles) code = shift_and<V / 4 * 4>(load_bytes(group + 64 * (V % 4)), 15);
     if constexpr (C::kTwoBitShift >= 0) {
       const Bytes64 two = shift_and<V % 4 * 2 - C::kTwoBitShift>(load_bytes(group + kTwoBitAt + 64 * (V / 4)), 3 << C::kTwoBitShift);
-      codes[V] = C::kNibbles ? codes[V] | two : two;
+      code = C::kNibbles ? code | two : two;
     }
-    if constexpr (C::kOneBitShift >= 0) codes[V] = codes[V] | shift_and<V - C::kOneBitShift>(load_bytes(group + kOneBitAt), 1 << C::kOneBitShift);
+    if constexpr (C::kOneBitShift >= 0) code = code | shift_and<V - C::kOneBitShift>(load_bytes(group + kOneBitAt), 1 << C::kOneBitShift);
+    return Dot<C::kBits>::prepare(code);
   }
-  codes[V] = Dot<C::kBits>::prepare(codes[V]);
-  if constexpr (V < 7) load_codes<F, V + 1>(codes, group);
+}
+// The same for a v that unrolling makes a constant.
+template <Format F> GEMMARY_INLINE Bytes64 load_code(const uint8_t* group, int v) {
+  switch (v) {
+    case 0: return load_code<F, 0>(group);
+    case 1: return load_code<F, 1>(group);
+    case 2: return load_code<F, 2>(group);
+    case 3: return load_code<F, 3>(group);
+    case 4: return load_code<F, 4>(group);
+    case 5: return load_code<F, 5>(group);
+    case 6: return load_code<F, 6>(group);
+    default: return load_code<F, 7>(group);
+  }
 }
 
-// Vector v of a group, for a v that is known only at run time.
-template <Format F> GEMMARY_INLINE Bytes64 load_code(const uint8_t* group, int v) {
+// Vector v of a group, for a v that is known only at run time, 0..7.
+template <Format F> GEMMARY_INLINE Bytes64 load_any_code(const uint8_t* group, int v) {
   using C = Codec<F>;
   if constexpr (C::kBits == 8) {
     return Dot<8>::prepare(load_bytes(group + 64 * v));
@@ -78,32 +88,33 @@ struct GroupScales {
   I32x16 scale, min;
 };
 
-// Group g of a panel whose scales start at `scales`.
-template <Format F> GEMMARY_INLINE GroupScales load_scales(const uint8_t* scales, int64_t g) {
+// The scales of group g of a panel whose scales start at `scales`: d and m are read only where a block begins or `all` is set.
+template <Format F> GEMMARY_INLINE void load_scales(GroupScales& s, const uint8_t* scales, int64_t g, bool all) {
   using C = Codec<F>;
   const uint8_t* block = scales + (C::kSubScales ? g / 8 : g) * C::kScaleBytes;
-  GroupScales s{};
-  s.d = load_f16(reinterpret_cast<const uint16_t*>(block));
-  if constexpr (C::kMin) s.m = load_f16(reinterpret_cast<const uint16_t*>(block + 32));
-  if constexpr (C::kMin && C::kSubScales) s.m = neg(s.m);
-  if constexpr (!C::kSubScales) return s;
+  if (!C::kSubScales || all || g % 8 == 0) {
+    s.d = load_f16(reinterpret_cast<const uint16_t*>(block));
+    if constexpr (C::kMin) s.m = load_f16(reinterpret_cast<const uint16_t*>(block + 32));
+    if constexpr (C::kMin && C::kSubScales) s.m = neg(s.m);
+  }
+  if constexpr (!C::kSubScales) return;
   const int j = static_cast<int>(g % 8);
   const uint8_t* sub = block + (C::kMin ? 64 : 32);
+  const I32x16 four_bits = broadcast_i32(0x000f000f);
   if constexpr (C::kHalves == 1) {
-    const I32x16 low = load_u8(sub + 16 * j), both = load_u8(sub + 128 + 16 * (j / 2));
-    const I32x16 high = j % 2 ? shr<4>(both) : both & broadcast_i32(15);
-    const I32x16 scale = low & broadcast_i32(63), min = shr<6>(low) | shl<2>(high);
-    s.scale = scale | shl<16>(scale);
-    s.min = min | shl<16>(min);
+    const uint8_t *low_at = sub + 16 * j, *high_at = sub + 128 + 16 * (j / 2);
+    const I32x16 low = load_pairs_u8(low_at, low_at), both = load_pairs_u8(high_at, high_at);
+    const I32x16 high = (j % 2 ? shr<4>(both) : both) & four_bits;
+    s.scale = low & broadcast_i32(0x003f003f);
+    s.min = (shr<6>(low) & broadcast_i32(0x00030003)) | shl<2>(high);
   } else if constexpr (C::kMin) {
-    const I32x16 first = load_u8(sub + 32 * j), second = load_u8(sub + 32 * j + 16), four = broadcast_i32(15);
-    s.scale = (first & four) | shl<16>(second & four);
-    s.min = shr<4>(first) | shl<16>(shr<4>(second));
+    const I32x16 both = load_pairs_u8(sub + 32 * j, sub + 32 * j + 16);
+    s.scale = both & four_bits;
+    s.min = shr<4>(both) & four_bits;
   } else {
     const auto* signed_scales = reinterpret_cast<const int8_t*>(sub + 32 * j);
-    s.scale = (load_i8(signed_scales) & broadcast_i32(0xffff)) | shl<16>(load_i8(signed_scales + 16));
+    s.scale = load_pairs_i8(signed_scales, signed_scales + 16);
   }
-  return s;
 }
 
 // To and from scratch: d, then those of m, scale, min that the format has.

@@ -7,7 +7,7 @@ namespace gemmary::avx512 {
 struct Tiles {
   static constexpr int kIntRows = 4, kIntPanels = 3;      // int8 products: integer and float accumulators are alive together
   static constexpr int kFloatRows = 8, kFloatPanels = 3;  // float products
-  static constexpr int kVectorPanels = 4;                 // panels side by side for one row of float weights
+  static constexpr int kIntVectorPanels = 2, kVectorPanels = 4;  // panels side by side for one row of x: int8, float
 };
 }  // namespace gemmary::avx512
 

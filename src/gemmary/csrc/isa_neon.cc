@@ -7,7 +7,7 @@ namespace gemmary::neon {
 struct Tiles {
   static constexpr int kIntRows = 4, kIntPanels = 1;      // int8 products: integer and float accumulators are alive together
   static constexpr int kFloatRows = 6, kFloatPanels = 1;  // float products
-  static constexpr int kVectorPanels = 2;                 // panels side by side for one row of float weights
+  static constexpr int kIntVectorPanels = 1, kVectorPanels = 2;  // panels side by side for one row of x: int8, float
 };
 }  // namespace gemmary::neon
 

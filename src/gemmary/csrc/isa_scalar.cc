@@ -7,7 +7,7 @@ namespace gemmary::scalar {
 struct Tiles {
   static constexpr int kIntRows = 1, kIntPanels = 1;      // int8 products: integer and float accumulators are alive together
   static constexpr int kFloatRows = 1, kFloatPanels = 1;  // float products
-  static constexpr int kVectorPanels = 1;                 // panels side by side for one row of float weights
+  static constexpr int kIntVectorPanels = 1, kVectorPanels = 1;  // panels side by side for one row of x: int8, float
 };
 }  // namespace gemmary::scalar
 

@@ -22,13 +22,14 @@ bool always() { return true; }
 #if defined(__x86_64__)
 // __builtin_cpu_supports also asks whether the system saves the wide registers.
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
-#if !defined(GEMMARY_EMULATE_AVX512)
+// For tests: GEMMARY_EMULATE_AVX512 runs those kernels without the instructions, GEMMARY_WITHOUT_AVX512 leaves them out.
+#if defined(GEMMARY_EMULATE_AVX512)
+bool has_avx512() { return has_avx2(); }
+#elif !defined(GEMMARY_WITHOUT_AVX512)
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
 }
-#else
-bool has_avx512() { return has_avx2(); }
 #endif
 #elif defined(__aarch64__)
 #if defined(__linux__)
@@ -41,7 +42,9 @@ bool has_neon_dot() { return true; }  // every 64-bit Arm processor that macOS r
 // Best first.
 const Row kRows[] = {
 #if defined(__x86_64__)
+#if !defined(GEMMARY_WITHOUT_AVX512)
     {Isa::Avx512, &kAvx512Kernels, has_avx512},
+#endif
     {Isa::Avx2, &kAvx2Kernels, has_avx2},
 #elif defined(__aarch64__)
     {Isa::Neon, &kNeonKernels, has_neon_dot},

@@ -6,8 +6,10 @@
 //     Q4_0 Q5_0 Q8_0   acc = fma(fma(float(q[o] - zero), xo, float(sum (q - zero) x) * xs), d, acc)
 //     Q6_K Q3_K        the same with every (q - zero) times its sub-block's scale
 //     Q4_1 Q5_1        as above with zero = 0, then acc = fma(fma(1, xo, float(sum x) * xs), m, acc)
-//     Q4_K Q5_K Q2_K   as above with scale * q, then acc = fma(fma(float(min[o]), xo, float(sum min x) * xs), -dmin, acc)
-// Every integer sum is below 2^24 in magnitude, so its conversion to float32 is exact too. The largest: Q6_K, 32 * 128 * 32 * 127.
+//     Q4_K Q5_K Q2_K   as above with every q times its sub-block's scale,
+//                      then acc = fma(fma(float(min[o]), xo, float(sum min x) * xs), -dmin, acc)
+// Every integer sum is below 2^24 in magnitude (the largest is Q6_K's, 32 * 128 * 32 * 127), so its conversion to float32
+// is exact too.
 #pragma once
 
 #include "activations.h"

@@ -10,6 +10,8 @@ namespace gemmary::GEMMARY_ISA {
 // Inputs between two visits to the accumulators in y: what is unpacked at once must stay in the nearest caches.
 constexpr int64_t kBlockGroups = 32;   // 1,024 inputs: at most 24.5 KB of codes and scales for a panel
 constexpr int64_t kBlockInputs = 512;  // 32 KB of float32 weights for a panel
+// How far ahead of the group in work a matrix-vector product asks for weights.
+constexpr int kPrefetchBytes = 4096;
 static_assert(kBlockGroups * kMaxUnpackedBytes * Tiles::kIntPanels <= int64_t{kLinearScratchBytes});
 static_assert(kBlockInputs * 64 * Tiles::kFloatPanels <= int64_t{kLinearScratchBytes});
 
@@ -44,34 +46,24 @@ template <int MR, int NV> GEMMARY_INLINE void store_tile(const F32x16 (&acc)[MR]
 
 // The rows of x that a tile reads, from its first group on.
 struct QuantizedRows {
-  const int8_t* codes;
-  const float* scales;
-  const int32_t* sums;
-  const float* outliers;
-  const uint8_t* places;
-  int64_t cols, groups;  // from one row to the next
+  const ActivationGroup* first;
+  int64_t groups;  // from one row to the next
 };
-GEMMARY_INLINE QuantizedRows rows_from(const QuantizedActivations& q, int64_t t) {
-  const int64_t groups = q.cols / kGroup, at = t * groups;
-  return {q.codes + t * q.cols, q.scales + at, q.sums + at, q.outliers + at, q.places + at, q.cols, groups};
-}
+GEMMARY_INLINE QuantizedRows rows_from(const QuantizedActivations& q, int64_t t) { return {q.data + t * q.groups, q.groups}; }
 
-// What picks the code of input 4v + i out of vector v.
-alignas(4) constexpr int8_t kOne[4][4] = {{1, 0, 0, 0}, {0, 1, 0, 0}, {0, 0, 1, 0}, {0, 0, 0, 1}};
-
-// An integer of each row as the low int16 of a pair where `place` is in the first half of a group, as the high one otherwise.
-template <int kHalves> GEMMARY_INLINE I32x16 in_half(I32x16 a, int place) {
+// An integer of each row as the low int16 of a pair where `vector` is in the first half of a group, as the high one otherwise.
+template <int kHalves> GEMMARY_INLINE I32x16 in_half(I32x16 a, int vector) {
   const I32x16 low = a & broadcast_i32(0xffff);
   if constexpr (kHalves == 1) return low;
-  return select(less(broadcast_i32(place), broadcast_i32(kGroup / 2)), low, shl<16>(a));
+  return select(less(broadcast_i32(vector), broadcast_i32(4)), low, shl<16>(a));
 }
 
-// Where a group's codes come from: `vector<v>` and `any(v)` of panel n.
+// Where a group's codes come from: vector v of panel n, with v a constant after unrolling, or any v.
 template <Format F> struct PackedCodes {
-  Bytes64 codes[8];
   const uint8_t* group;
-  GEMMARY_INLINE Bytes64 vector(int, int v) const { return codes[v]; }
-  GEMMARY_INLINE Bytes64 any(int, int v) const { return load_code<F>(group, v); }
+  size_t panel_bytes;
+  GEMMARY_INLINE Bytes64 vector(int n, int v) const { return load_code<F>(group + n * panel_bytes, v); }
+  GEMMARY_INLINE Bytes64 any(int n, int v) const { return load_any_code<F>(group + n * panel_bytes, v); }
 };
 template <int NV> struct UnpackedCodes {
   const uint8_t* group;
@@ -81,7 +73,7 @@ template <int NV> struct UnpackedCodes {
 
 // One group of the tile; scales[n] are those of panel n.
 template <Format F, int MR, int NV, class Code>
-GEMMARY_INLINE void accumulate_group(F32x16 (&acc)[MR][NV], const Code& code, const GroupScales (&scales)[NV], const QuantizedRows& x, int64_t g) {
+GEMMARY_INLINE void accumulate_group(F32x16 (&acc)[MR][NV], const Code& code, const GroupScales (&scales)[NV], const ActivationGroup* x, int64_t groups) {
   using C = Codec<F>;
   using D = Dot<C::kBits>;
   constexpr int kHalf = C::kHalves == 2 ? 4 : 8, kChunk = D::kChunk < kHalf ? D::kChunk : kHalf;
@@ -90,15 +82,17 @@ GEMMARY_INLINE void accumulate_group(F32x16 (&acc)[MR][NV], const Code& code, co
   for (int start = 0; start < 8; start += kChunk) {
     typename D::Sum sum[MR][NV];
 #pragma GCC unroll 8
-    for (int v = start; v < start + kChunk; v++) {
+    for (int step = start; step < start + kChunk; step++) {
+      // A byte's two nibbles together, unless they belong to halves with different scales.
+      const int v = C::kHalves == 1 ? step / 2 + step % 2 * 4 : step;
       Bytes64 w[NV];
 #pragma GCC unroll 4
       for (int n = 0; n < NV; n++) w[n] = code.vector(n, v);
 #pragma GCC unroll 16
       for (int i = 0; i < MR; i++) {
-        const Quad q = broadcast_quad(x.codes + i * x.cols + g * kGroup + 4 * v);
+        const Quad q = broadcast_quad(x[i * groups].codes + 4 * v);
 #pragma GCC unroll 4
-        for (int n = 0; n < NV; n++) sum[i][n] = v == start ? D::first(w[n], q) : D::add(sum[i][n], w[n], q);
+        for (int n = 0; n < NV; n++) sum[i][n] = step == start ? D::first(w[n], q) : D::add(sum[i][n], w[n], q);
       }
     }
 #pragma GCC unroll 4
@@ -117,54 +111,57 @@ GEMMARY_INLINE void accumulate_group(F32x16 (&acc)[MR][NV], const Code& code, co
   constexpr int kZero = C::kZero + D::kOffset;
 #pragma GCC unroll 16
   for (int i = 0; i < MR; i++) {
-    const int64_t at = i * x.groups + g;
-    const int place = x.places[at];
-    const I32x16 sums = broadcast_i32(x.sums[at]);
-    const F32x16 xs = broadcast(x.scales[at]), outlier = broadcast(x.outliers[at]);
-    const Quad one = broadcast_quad(kOne[place % 4]);
+    const ActivationGroup& from = x[i * groups];
+    const I32x16 sums = broadcast_i32(from.sums);
+    const F32x16 xs = broadcast(from.scale), outlier = broadcast(from.outlier);
+    const int vector = static_cast<int>(from.place >> 8);
 #pragma GCC unroll 4
     for (int n = 0; n < NV; n++) {
-      I32x16 t = total[i][n], c = D::total(D::first(code.any(n, place / 4), one));
+      I32x16 t = total[i][n], c = D::pick(code.any(n, vector), from.place);
       if constexpr (kZero != 0) c = c - broadcast_i32(kZero);
       if constexpr (kZero != 0 && C::kSubScales) t = t - broadcast_i32(kZero) * pair_dot(scales[n].scale, sums);
       else if constexpr (kZero != 0) t = t - pair_dot(broadcast_i32(kZero | kZero << 16), sums);
-      if constexpr (C::kSubScales) c = pair_dot(scales[n].scale, in_half<C::kHalves>(c, place));
+      if constexpr (C::kSubScales) c = pair_dot(scales[n].scale, in_half<C::kHalves>(c, vector));
       acc[i][n] = fma(fma(to_f32(c), outlier, to_f32(t) * xs), scales[n].d, acc[i][n]);
       if constexpr (C::kMin) {
         const I32x16 mins = C::kSubScales ? scales[n].min : broadcast_i32(0x10001);
-        const I32x16 min = pair_dot(mins, in_half<C::kHalves>(broadcast_i32(1), place));
+        const I32x16 min = pair_dot(mins, in_half<C::kHalves>(broadcast_i32(1), vector));
         acc[i][n] = fma(fma(to_f32(min), outlier, to_f32(pair_dot(mins, sums)) * xs), scales[n].m, acc[i][n]);
       }
     }
   }
 }
 
-// One row of x against one panel, codes taken straight from the packed weight: a matrix-vector product reads each weight once.
-template <Format F> static void vector_panel(const PackedView& w, const uint8_t* panel, const QuantizedRows& x, const Output& o) {
+// One row of x against NV panels, codes taken straight from the packed weight: a matrix-vector product reads each weight once.
+template <Format F, int NV> static void vector_panels(const PackedView& w, const uint8_t* panel, const ActivationGroup* x, const Output& o) {
   using C = Codec<F>;
   const uint8_t* group = panel;
   const uint8_t* scales = panel + w.scale_offset;
-  F32x16 acc[1][1] = {{zero()}};
-  for (int64_t g = 0; g < x.groups; g++, group += C::kGroupBytes) {
-    for (int line = 0; line < C::kGroupBytes; line += 64) __builtin_prefetch(group + kPrefetchBytes + line);
-    PackedCodes<F> codes{{}, group};
-    load_codes<F>(codes.codes, group);
-    const GroupScales s[1] = {load_scales<F>(scales, g)};
-    accumulate_group<F, 1, 1>(acc, codes, s, x, g);
+  F32x16 acc[1][NV];
+  load_tile<1, NV>(acc, o, true);
+  GroupScales s[NV] = {};
+  const int64_t groups = w.cols / kGroup;
+  for (int64_t g = 0; g < groups; g++, group += C::kGroupBytes) {
+#pragma GCC unroll 4
+    for (int n = 0; n < NV; n++) {
+      for (int line = 0; line < C::kGroupBytes; line += 64) __builtin_prefetch(group + n * w.panel_bytes + kPrefetchBytes + line);
+      load_scales<F>(s[n], scales + n * w.panel_bytes, g, false);
+    }
+    accumulate_group<F, 1, NV>(acc, PackedCodes<F>{group, w.panel_bytes}, s, x + g, 0);
   }
-  store_tile<1, 1>(acc, o);
+  store_tile<1, NV>(acc, o);
 }
 
 // MR rows of x against NV unpacked panels, over `count` groups from g0.
 template <Format F, int MR, int NV>
-static __attribute__((noinline)) void tile(const uint8_t* unpacked, const QuantizedRows& x, int64_t g0, int64_t count, const Output& o) {
+static __attribute__((noinline)) void tile(const uint8_t* unpacked, QuantizedRows x, int64_t g0, int64_t count, const Output& o) {
   F32x16 acc[MR][NV];
   load_tile<MR, NV>(acc, o, g0 == 0);
   for (int64_t g = g0; g < g0 + count; g++, unpacked += Codec<F>::kUnpackedBytes * NV) {
     GroupScales s[NV];
 #pragma GCC unroll 4
     for (int n = 0; n < NV; n++) s[n] = reload_scales<F>(unpacked + 512 * NV + Codec<F>::kUnpackedScaleBytes * n);
-    accumulate_group<F, MR, NV>(acc, UnpackedCodes<NV>{unpacked}, s, x, g);
+    accumulate_group<F, MR, NV>(acc, UnpackedCodes<NV>{unpacked}, s, x.first + g, x.groups);
   }
   store_tile<MR, NV>(acc, o);
 }
@@ -173,11 +170,12 @@ template <Format F, int NV> static void unpack(const PackedView& w, const uint8_
   using C = Codec<F>;
   for (int64_t g = g0; g < g0 + count; g++, out += C::kUnpackedBytes * NV)
     for (int n = 0; n < NV; n++) {
-      Bytes64 codes[8];
-      load_codes<F>(codes, panel + n * w.panel_bytes + g * C::kGroupBytes);
+      const uint8_t* group = panel + n * w.panel_bytes + g * C::kGroupBytes;
 #pragma GCC unroll 8
-      for (int v = 0; v < 8; v++) store_bytes(out + 64 * (NV * v + n), codes[v]);
-      keep_scales<F>(load_scales<F>(panel + n * w.panel_bytes + w.scale_offset, g), out + 512 * NV + C::kUnpackedScaleBytes * n);
+      for (int v = 0; v < 8; v++) store_bytes(out + 64 * (NV * v + n), load_code<F>(group, v));
+      GroupScales s{};
+      load_scales<F>(s, panel + n * w.panel_bytes + w.scale_offset, g, true);
+      keep_scales<F>(s, out + 512 * NV + C::kUnpackedScaleBytes * n);
     }
 }
 
@@ -202,15 +200,18 @@ static void product_panels(const PackedView& w, const QuantizedActivations& q, i
 template <Format F>
 static void linear_quantized(const PackedView& w, const QuantizedActivations& q, int64_t t0, int64_t t1, int64_t p0, int64_t p1, float* y, size_t ldy,
                              uint8_t* scratch) {
+  const auto last = [&](int64_t p) { return static_cast<int>(w.rows - p * kLanes < kLanes ? w.rows - p * kLanes : kLanes); };
+  int64_t p = p0;
   if (t1 - t0 == 1) {
-    const QuantizedRows x = rows_from(q, t0);
-    for (int64_t p = p0; p < p1; p++) {
-      const int last = static_cast<int>(w.rows - p * kLanes < kLanes ? w.rows - p * kLanes : kLanes);
-      vector_panel<F>(w, w.data + static_cast<size_t>(p) * w.panel_bytes, x, {y + static_cast<size_t>(t0) * ldy + p * kLanes, ldy, last});
-    }
+    constexpr int kSide = Tiles::kIntVectorPanels;
+    const ActivationGroup* x = rows_from(q, t0).first;
+    float* row = y + static_cast<size_t>(t0) * ldy;
+    const auto panel = [&](int64_t at) { return w.data + static_cast<size_t>(at) * w.panel_bytes; };
+    for (; p + kSide <= p1; p += kSide) vector_panels<F, kSide>(w, panel(p), x, {row + p * kLanes, 0, last(p + kSide - 1)});
+    if constexpr (kSide > 1)
+      for (; p < p1; p++) vector_panels<F, 1>(w, panel(p), x, {row + p * kLanes, 0, last(p)});
     return;
   }
-  int64_t p = p0;
   for (; p + Tiles::kIntPanels <= p1; p += Tiles::kIntPanels) product_panels<F, Tiles::kIntPanels>(w, q, t0, t1, p, y, ldy, scratch);
   if constexpr (Tiles::kIntPanels > 1)
     for (; p < p1; p++) product_panels<F, 1>(w, q, t0, t1, p, y, ldy, scratch);

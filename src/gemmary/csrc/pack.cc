@@ -216,7 +216,9 @@ void pack(PackedWeight& weight, const void* source, int64_t p0, int64_t p1) {
     uint8_t* panel = weight.data() + static_cast<size_t>(p) * w.panel_bytes;
     const uint8_t* from = static_cast<const uint8_t*>(source) + static_cast<size_t>(p * kPanelRows) * row_bytes;
     const int rows = static_cast<int>(w.rows - p * kPanelRows < kPanelRows ? w.rows - p * kPanelRows : kPanelRows);
-    std::memset(panel, 0, rows < kPanelRows ? w.panel_bytes : 0);
+    const size_t used = w.scale_offset + static_cast<size_t>(w.cols / format_info(w.format).block) * format_info(w.format).scale_bytes;
+    const size_t kept = rows == kPanelRows ? used : 0;  // missing rows and the padding are zeros
+    std::memset(panel + kept, 0, w.panel_bytes - kept);
     if (w.format == Format::F32) pack_float_panel<float>(w, panel, from, rows);
     else if (!format_info(w.format).quantized) pack_float_panel<uint16_t>(w, panel, from, rows);
     else dispatch(w.format, [&]<Format F>() { pack_panel<F>(w, panel, from, row_bytes, rows); });

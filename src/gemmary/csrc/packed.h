@@ -8,11 +8,13 @@
 //   one-bit plane     1 vector: vector v at bit v
 // 4-bit formats have nibbles; 5-bit ones nibbles and a one-bit plane (bit 4); Q6_K nibbles and a two-bit plane (bits 4, 5); Q3_K a
 // two-bit and a one-bit plane (bit 2); Q2_K a two-bit plane. Codes are unsigned, as in the file, zero point included. Scales:
-//   Q4_0 Q5_0 Q8_0    f16 d[16]                              for each 32 inputs
-//   Q4_1 Q5_1         f16 d[16], f16 m[16]                   for each 32
-//   Q4_K Q5_K         f16 d[16], f16 dmin[16], u8 low[8][16] = scale | min << 6, u8 high[4][16]: min >> 2 of sub-block 2i and, << 4, 2i+1
-//   Q6_K Q3_K         f16 d[16], i8 scale[16][16]            for each 256 (Q3_K's with its 32 taken away)
-//   Q2_K              f16 d[16], f16 dmin[16], u8 [16][16] = scale | min << 4
+//   Q4_0 Q5_0 Q8_0   for each 32 inputs:   f16 d[16]
+//   Q4_1 Q5_1        for each 32 inputs:   f16 d[16], m[16]
+//   Q4_K Q5_K        for each 256 inputs:  f16 d[16], dmin[16]; for each sub-block of 32: u8 low[16] = scale | min << 6;
+//                                          then for each two of them: u8 high[16] = min >> 2 of the first, and of the
+//                                          second << 4
+//   Q6_K Q3_K        for each 256 inputs:  f16 d[16]; for each 16: i8 scale[16] (Q3_K's less the 32 it is stored with)
+//   Q2_K             for each 256 inputs:  f16 d[16], dmin[16]; for each 16: u8 [16] = scale | min << 4
 // Float formats: for each input, 16 rows of that type. Rows beyond the last are zeros. Nothing is lost or rounded.
 #pragma once
 

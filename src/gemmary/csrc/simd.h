@@ -15,8 +15,8 @@
 #include <cstdint>
 #include <cstring>
 
-// Always inlined where a call would cost more than the work. The plain twin and the emulated build of the tests want small code instead.
-#if defined(GEMMARY_ISA_SCALAR) || defined(GEMMARY_EMULATE_AVX512)
+// Always inlined where a call would cost more than the work. The plain twin and unoptimized builds (the tests') want small code instead.
+#if defined(GEMMARY_ISA_SCALAR) || !defined(__OPTIMIZE__)
 #define GEMMARY_INLINE inline
 #else
 #define GEMMARY_INLINE inline __attribute__((always_inline))
@@ -35,7 +35,7 @@
 #define GEMMARY_ISA neon
 #include "simd_neon.h"
 #else
-#error "define one of GEMMARY_ISA_SCALAR, GEMMARY_ISA_AVX2, GEMMARY_ISA_AVX512, GEMMARY_ISA_NEON before including simd.h"
+#error "define one GEMMARY_ISA_* before including simd.h"
 #endif
 
 namespace gemmary::GEMMARY_ISA {
@@ -49,7 +49,7 @@ namespace gemmary::GEMMARY_ISA {
 //   I32x16 to_i32(F32x16)  F32x16 to_f32(I32x16)   I32x16 bits(F32x16)  F32x16 from_bits(I32x16)
 //   I32x16 load_u8(const uint8_t*)  load_i8(const int8_t*)  load_u16(const uint16_t*)
 //   void store_i8(int8_t*, I32x16 in -128..127)  store_u16(uint16_t*, I32x16 in 0..65535)
-//   F32x16 load_f16(const uint16_t*)   float reduce_add(F32x16)   int32_t reduce_add(I32x16)  reduce_max(I32x16)
+//   F32x16 load_f16(const uint16_t*)  load_bf16(const uint16_t*)   float reduce_add(F32x16)   int32_t reduce_add(I32x16)  reduce_max(I32x16)
 //   the integer dot products of linear_impl.h: see the end of simd_scalar.h, which is their definition
 
 constexpr int kLanes = 16;
@@ -70,7 +70,6 @@ GEMMARY_INLINE void store_n(float* p, F32x16 v, int n) {
 }
 
 // bfloat16: the upper half of a float32; stores round to nearest even, and a NaN stays a (quiet) NaN.
-GEMMARY_INLINE F32x16 load_bf16(const uint16_t* p) { return from_bits(shl<16>(load_u16(p))); }
 GEMMARY_INLINE void store_bf16(uint16_t* p, F32x16 v) {
   const I32x16 u = bits(v), top = shr<16>(u);
   const I32x16 rounded = shr<16>(u + broadcast_i32(0x7fff) + (top & broadcast_i32(1)));
@@ -95,8 +94,8 @@ GEMMARY_INLINE float reduce_max(F32x16 v) {
   return m;
 }
 
-// e^x: at most 1.0 ulp from the true value over the whole range (every float32 tried, see tests/native), gradual underflow included;
-// exactly 0 below about -103.98 and for -inf, inf above 88.7228, 1 for 0, NaN for NaN.
+// e^x: at most 1.01 ulp from the true value (measured on every 13th float32; 0.75 where the result is subnormal). Exactly 0 below about
+// -103.98 and for -inf, inf above 88.7228, 1 for 0, NaN for NaN.
 // x = n ln 2 + r with |r| <= ln 2 / 2; e^r = 1 + r + r^2 q(r), q fitted by Remez (relative error 2^-28.3); 2^n in two exact factors.
 GEMMARY_INLINE F32x16 exp(F32x16 x) {
   x = min(broadcast(89.0f), max(broadcast(-104.5f), x));  // this order lets NaN through
@@ -114,7 +113,8 @@ GEMMARY_INLINE F32x16 exp(F32x16 x) {
   return p * from_bits(shl<23>(half + bias)) * from_bits(shl<23>(n - half + bias));
 }
 
-// tanh: odd polynomial below 0.625 (Remez, relative error 2^-31.8), 1 - 2 / (e^2x + 1) above; NaN for NaN, -0 for -0.
+// tanh: at most 1.33 ulp (measured likewise). Odd polynomial below 0.625 (Remez, relative error 2^-31.8), 1 - 2 / (e^2x + 1) above; NaN
+// for NaN, -0 for -0.
 GEMMARY_INLINE F32x16 tanh(F32x16 x) {
   const F32x16 a = abs(x), u = x * x, one = broadcast(1.0f), two = broadcast(2.0f);
   F32x16 p = broadcast(0x1.0df40ep-9f);

@@ -89,6 +89,12 @@ GEMMARY_INLINE void store_u16(uint16_t* p, I32x16 a) {
 }
 GEMMARY_INLINE F32x16 load_f16(const uint16_t* p) { return {_mm256_cvtph_ps(load128(p)), _mm256_cvtph_ps(load128(p + 8))}; }
 
+// One shuffle of a doubled quarter moves each 16 bits to the top of its lane.
+GEMMARY_INLINE F32x16 load_bf16(const uint16_t* p) {
+  const __m256i to_top = _mm256_setr_epi32(0x01008080, 0x03028080, 0x05048080, 0x07068080, 0x09088080, 0x0b0a8080, 0x0d0c8080, 0x0f0e8080);
+  const __m256i lo = _mm256_broadcastsi128_si256(load128(p)), hi = _mm256_broadcastsi128_si256(load128(p + 8));
+  return from_bits({_mm256_shuffle_epi8(lo, to_top), _mm256_shuffle_epi8(hi, to_top)});
+}
 GEMMARY_INLINE float reduce_add(F32x16 a) {
   const __m256 s8 = _mm256_add_ps(a.lo, a.hi);
   const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
@@ -136,6 +142,13 @@ GEMMARY_INLINE Quad broadcast_quad(const int8_t* p) {
   return {_mm256_set1_epi32(word)};
 }
 
+// Byte `place & 255` of every four, widened. The shuffle makes a byte 0 where its index has the top bit set, whatever else place holds.
+GEMMARY_INLINE I32x16 pick_byte(Bytes64 w, uint32_t place) {
+  const __m256i first = _mm256_setr_epi32(0x80808000, 0x80808004, 0x80808008, 0x8080800c, 0x80808000, 0x80808004, 0x80808008, 0x8080800c);
+  const __m256i index = _mm256_or_si256(first, _mm256_set1_epi32(static_cast<int32_t>(place)));
+  return {_mm256_shuffle_epi8(w.lo, index), _mm256_shuffle_epi8(w.hi, index)};
+}
+
 // GCC moves a chain of vector additions away from the products it adds, and then keeps every product on the stack. This says "use it here".
 GEMMARY_INLINE void settle(__m256i& a, __m256i& b) { asm("" : "+x"(a), "+x"(b)); }
 
@@ -150,6 +163,7 @@ template <int kBits> struct Dot {
   static constexpr int kOffset = 0;
   struct Sum { __m256i lo, hi; };  // sixteen 16-bit sums each: two for each row
   static GEMMARY_INLINE Bytes64 prepare(Bytes64 w) { return w; }
+  static GEMMARY_INLINE I32x16 pick(Bytes64 w, uint32_t place) { return pick_byte(w, place); }
   static GEMMARY_INLINE Sum first(Bytes64 w, Quad x) { return {_mm256_maddubs_epi16(w.lo, x.v), _mm256_maddubs_epi16(w.hi, x.v)}; }
   static GEMMARY_INLINE Sum add(Sum s, Bytes64 w, Quad x) {
     const Sum t = first(w, x);
@@ -168,6 +182,7 @@ template <> struct Dot<8> {
   static constexpr int kOffset = 0;
   using Sum = I32x16;
   static GEMMARY_INLINE Bytes64 prepare(Bytes64 w) { return w; }
+  static GEMMARY_INLINE I32x16 pick(Bytes64 w, uint32_t place) { return sar<24>(shl<24>(pick_byte(w, place))); }
   static GEMMARY_INLINE __m256i product(__m256i w, __m256i x) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)), _mm256_set1_epi16(1));
   }
@@ -180,6 +195,14 @@ template <> struct Dot<8> {
   static GEMMARY_INLINE I32x16 total(Sum s) { return s; }
 };
 
+GEMMARY_INLINE I32x16 load_pairs_u8(const uint8_t* low, const uint8_t* high) {
+  const __m128i a = load128(low), b = load128(high);
+  return {_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(a, b)), _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(a, b))};
+}
+GEMMARY_INLINE I32x16 load_pairs_i8(const int8_t* low, const int8_t* high) {
+  const __m128i a = load128(low), b = load128(high);
+  return {_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b)), _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b))};
+}
 GEMMARY_INLINE I32x16 pair_low(I32x16 p) { return (p & broadcast_i32(0xffff)) | shl<16>(p); }
 GEMMARY_INLINE I32x16 pair_equal(I32x16 p) { return p; }
 GEMMARY_INLINE I32x16 pair_high(I32x16 p) { return shr<16>(p) | (p & broadcast_i32(static_cast<int32_t>(0xffff0000u))); }

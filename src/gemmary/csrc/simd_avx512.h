@@ -67,6 +67,7 @@ GEMMARY_INLINE void store_i8(int8_t* p, I32x16 a) { _mm_storeu_si128(reinterpret
 GEMMARY_INLINE void store_u16(uint16_t* p, I32x16 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v)); }
 GEMMARY_INLINE F32x16 load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(load256(p))}; }
 
+GEMMARY_INLINE F32x16 load_bf16(const uint16_t* p) { return from_bits(shl<16>(load_u16(p))); }
 GEMMARY_INLINE __m256i low_half(I32x16 a) { return _mm512_castsi512_si256(a.v); }
 GEMMARY_INLINE __m256i high_half(I32x16 a) { return _mm512_extracti64x4_epi64(a.v, 1); }
 GEMMARY_INLINE float reduce_add(F32x16 a) {
@@ -119,12 +120,18 @@ template <int kBits> struct Dot {
   static GEMMARY_INLINE Bytes64 prepare(Bytes64 w) {
     return kBits == 8 ? Bytes64{_mm512_xor_si512(w.v, _mm512_set1_epi8(static_cast<char>(0x80)))} : w;
   }
+  static GEMMARY_INLINE I32x16 pick(Bytes64 w, uint32_t place) {  // a shuffled byte is 0 where its index has the top bit set
+    const __m512i first = _mm512_set4_epi32(0x8080800c, 0x80808008, 0x80808004, 0x80808000);
+    return {_mm512_shuffle_epi8(w.v, _mm512_or_si512(first, _mm512_set1_epi32(static_cast<int32_t>(place))))};
+  }
   static GEMMARY_INLINE Sum add(Sum s, Bytes64 w, Quad x) { return {_mm512_dpbusd_epi32(s.v, w.v, x.v)}; }
   static GEMMARY_INLINE Sum first(Bytes64 w, Quad x) { return add({_mm512_setzero_si512()}, w, x); }
   static GEMMARY_INLINE I32x16 total(Sum s) { return s; }
   static GEMMARY_INLINE I32x16 total(Sum s, I32x16 scale) { return s * scale; }
 };
 
+GEMMARY_INLINE I32x16 load_pairs_u8(const uint8_t* low, const uint8_t* high) { return load_u8(low) | shl<16>(load_u8(high)); }
+GEMMARY_INLINE I32x16 load_pairs_i8(const int8_t* low, const int8_t* high) { return (load_i8(low) & broadcast_i32(0xffff)) | shl<16>(load_i8(high)); }
 GEMMARY_INLINE I32x16 pair_low(I32x16 p) { return sar<16>(shl<16>(p)); }
 GEMMARY_INLINE I32x16 pair_equal(I32x16 p) { return pair_low(p); }
 GEMMARY_INLINE I32x16 pair_high(I32x16 p) { return sar<16>(p); }

@@ -78,6 +78,7 @@ GEMMARY_INLINE void store_u16(uint16_t* p, I32x16 a) {
 }
 GEMMARY_INLINE F32x16 load_f16(const uint16_t* p) GEMMARY_QUARTERS(F32x16, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))))
 
+GEMMARY_INLINE F32x16 load_bf16(const uint16_t* p) { return from_bits(shl<16>(load_u16(p))); }
 GEMMARY_INLINE float reduce_add(F32x16 a) {
   const float32x4_t s4 = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
   const float32x2_t s2 = vadd_f32(vget_low_f32(s4), vget_high_f32(s4));
@@ -118,12 +119,19 @@ template <int kBits> struct Dot {
   static constexpr int kOffset = 0;
   using Sum = I32x16;
   static GEMMARY_INLINE Bytes64 prepare(Bytes64 w) { return w; }
+  static GEMMARY_INLINE I32x16 pick(Bytes64 w, uint32_t place) {  // the byte to the top of its lane, then down again
+    const int32x4_t up = vdupq_n_s32(24 - 8 * static_cast<int32_t>(place & 3));
+    if constexpr (kBits == 8) GEMMARY_QUARTERS(I32x16, vshrq_n_s32(vshlq_s32(vreinterpretq_s32_u8(w.v[i]), up), 24))
+    else GEMMARY_QUARTERS(I32x16, vreinterpretq_s32_u32(vshrq_n_u32(vshlq_u32(vreinterpretq_u32_u8(w.v[i]), up), 24)))
+  }
   static GEMMARY_INLINE Sum add(Sum s, Bytes64 w, Quad x) GEMMARY_QUARTERS(Sum, vdotq_s32(s.v[i], vreinterpretq_s8_u8(w.v[i]), x.v))
   static GEMMARY_INLINE Sum first(Bytes64 w, Quad x) { return add(broadcast_i32(0), w, x); }
   static GEMMARY_INLINE I32x16 total(Sum s) { return s; }
   static GEMMARY_INLINE I32x16 total(Sum s, I32x16 scale) { return s * scale; }
 };
 
+GEMMARY_INLINE I32x16 load_pairs_u8(const uint8_t* low, const uint8_t* high) { return load_u8(low) | shl<16>(load_u8(high)); }
+GEMMARY_INLINE I32x16 load_pairs_i8(const int8_t* low, const int8_t* high) { return (load_i8(low) & broadcast_i32(0xffff)) | shl<16>(load_i8(high)); }
 GEMMARY_INLINE I32x16 pair_low(I32x16 p) { return sar<16>(shl<16>(p)); }
 GEMMARY_INLINE I32x16 pair_equal(I32x16 p) { return pair_low(p); }
 GEMMARY_INLINE I32x16 pair_high(I32x16 p) { return sar<16>(p); }

@@ -80,6 +80,7 @@ GEMMARY_INLINE float widen_f16(uint16_t h) {
 }
 GEMMARY_INLINE F32x16 load_f16(const uint16_t* p) GEMMARY_LANES(F32x16, widen_f16(p[i]))
 
+GEMMARY_INLINE F32x16 load_bf16(const uint16_t* p) { return from_bits(shl<16>(load_u16(p))); }
 GEMMARY_INLINE float reduce_add(F32x16 a) {
   for (int step = 8; step > 0; step /= 2)
     for (int i = 0; i < step; i++) a.v[i] = a.v[i] + a.v[i + step];
@@ -120,12 +121,18 @@ GEMMARY_INLINE Quad broadcast_quad(const int8_t* p) { Quad r; std::memcpy(r.v, p
 
 // Codes of kBits bits: unsigned for kBits <= 6, signed for 8 (which has no total by scale). What the other backends may vary, and their
 // callers must honour: kChunk, how many vectors may be added before total (8 is a whole group; AVX2 adds in 16 bits); prepare, applied
-// to codes before they are used; kOffset, a multiple of the sum of x that total is too large by.
+// to codes before they are used; kOffset, a multiple of the sum of x that total is too large by. pick gives each row's code of input
+// `place & 255` of the four, too large by kOffset.
 template <int kBits> struct Dot {
   static constexpr int kChunk = 8;
   static constexpr int kOffset = 0;
   using Sum = I32x16;
   static GEMMARY_INLINE Bytes64 prepare(Bytes64 w) { return w; }
+  static GEMMARY_INLINE I32x16 pick(Bytes64 w, uint32_t place) {
+    I32x16 r;
+    for (int i = 0; i < 16; i++) r.v[i] = kBits == 8 ? static_cast<int8_t>(w.v[4 * i + (place & 3)]) : w.v[4 * i + (place & 3)];
+    return r;
+  }
   static GEMMARY_INLINE Sum add(Sum s, Bytes64 w, Quad x) {
     for (int r = 0; r < 16; r++)
       for (int i = 0; i < 4; i++) s.v[r] += (kBits == 8 ? static_cast<int8_t>(w.v[4 * r + i]) : w.v[4 * r + i]) * x.v[i];
@@ -136,8 +143,10 @@ template <int kBits> struct Dot {
   static GEMMARY_INLINE I32x16 total(Sum s, I32x16 scale) { return s * scale; }  // scale: from pair_low or pair_high
 };
 
-// Pairs: two int16 in each 32-bit lane. pair_low, pair_high and, where both are equal, pair_equal give the factor form that Dot::total
+// Pairs: two int16 in each 32-bit lane, the low half and the high half. pair_low, pair_high and, where both are equal, pair_equal give the factor form that Dot::total
 // takes, whatever that is on a backend.
+GEMMARY_INLINE I32x16 load_pairs_u8(const uint8_t* low, const uint8_t* high) { return load_u8(low) | shl<16>(load_u8(high)); }
+GEMMARY_INLINE I32x16 load_pairs_i8(const int8_t* low, const int8_t* high) { return (load_i8(low) & broadcast_i32(0xffff)) | shl<16>(load_i8(high)); }
 GEMMARY_INLINE I32x16 pair_low(I32x16 p) { return sar<16>(shl<16>(p)); }
 GEMMARY_INLINE I32x16 pair_equal(I32x16 p) { return pair_low(p); }
 GEMMARY_INLINE I32x16 pair_high(I32x16 p) { return sar<16>(p); }
