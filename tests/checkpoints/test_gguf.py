@@ -264,3 +264,10 @@ def test_the_starter_is_written_as_it_was(starter_gguf: Path, tmp_path: Path) ->
         assert after[f"tokenizer.ggml.{key}"] == before[f"tokenizer.ggml.{key}"]
     assert after["tokenizer.ggml.eot_token_id"] == 106
     assert checkpoint.tokenizer.encode("The capital of France is") == copy.tokenizer.encode("The capital of France is")
+
+
+def test_a_name_out_of_a_file_is_one_printable_line(tmp_path: Path) -> None:
+    source = tiny("gemma-q32")
+    source.name = "a\x1b[2J\nverdict" + "x" * 100
+    save_checkpoint(source, path := tmp_path / "m.gguf", format="gguf")
+    assert open_checkpoint(path).name == ("a\ufffd[2J\ufffdverdict" + "x" * 100)[:80]

@@ -103,6 +103,17 @@ def test_one_gguf_file_is_the_model_and_several_ask_for_a_choice(cache: Path) ->
         hub.resolve("someone/gemma-two:Q8_0")
 
 
+def test_a_folder_of_ones_own_may_hold_one_gguf_file(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for name in ("a.gguf", "mmproj-a.gguf", "below/b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    (tmp_path / "folder.gguf").mkdir()
+    assert hub.resolve(tmp_path) == tmp_path / "a.gguf"
+    (tmp_path / "c.gguf").write_bytes(b"GGUF")
+    with pytest.raises(GemmaryError, match=f"choose one, such as `{tmp_path}/a.gguf`"):
+        hub.resolve(tmp_path)
+
+
 def test_a_half_fetched_model_says_what_is_missing(cache: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     files = {"config.json": GEMMA["config.json"], "model-00001-of-00002.safetensors": b"x"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import gemmary
 from gemmary import zoo
 from gemmary.checkpoints import hub
+from gemmary.cli import console
 from tests.cli.conftest import Gemmary
 from tests.cli.small_models import write_small
 
@@ -57,11 +59,17 @@ def test_rm_asks_first(gemmary_command: Gemmary, pulled: Path) -> None:
     assert "nothing to remove" in gemmary_command("rm", "gemma-3-270m-it", "--yes").error
 
 
-def test_rm_takes_no_for_an_answer(pulled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("answer", ["n", ""])
+def test_rm_takes_no_for_an_answer(pulled: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     from gemmary.cli.parser import build_parser
 
+    def say(_: str) -> str:
+        if not answer:
+            raise EOFError  # Ctrl-D
+        return answer
+
     monkeypatch.setattr("sys.stdin", _Terminal())
-    monkeypatch.setattr("builtins.input", lambda _: "n")
+    monkeypatch.setattr("builtins.input", say)
     arguments = build_parser().parse_args(["rm", "gemma-3-270m-it"])
     with pytest.raises(gemmary.GemmaryError, match="nothing was deleted"):
         arguments.run(arguments)
@@ -174,6 +182,12 @@ def test_verify_reads_a_text_of_ones_own(gemmary_command: Gemmary, base_model: P
     assert "is not UTF-8 text" in gemmary_command(*given, tmp_path / "text").error
 
 
+@pytest.mark.usefixtures("reference_for_native")
+def test_verify_holds_a_dtype_against_as_stored(gemmary_command: Gemmary, base_model: Path) -> None:
+    found = json.loads(gemmary_command("verify", base_model, "--dtype", "float32", "--tokens", 9, "--json").out)
+    assert found["mean_kl"] == 0
+
+
 def test_verify_needs_something_to_compare_with(gemmary_command: Gemmary, base_model: Path) -> None:
     assert "say what to compare with" in gemmary_command("verify", base_model).error
 
@@ -201,3 +215,34 @@ def test_bench_that_does_not_fit_is_told(gemmary_command: Gemmary, base_model: P
         "bench", base_model, "--engine", "reference", "--context", 100, "--prefill", 90, "--decode", 10
     )
     assert "do not fit the context of 100" in done.error
+
+
+def test_convert_tells_how_far_it_is(gemmary_command: Gemmary, base_model: Path, embedding_model: Path) -> None:
+    steps = [f"writing weights: {20 * fifth} %" for fifth in range(1, 6)]
+    for model, target in (
+        (base_model, "a.gguf"),
+        (base_model, "a"),
+        (embedding_model, "b.gguf"),
+        (embedding_model, "b"),
+    ):
+        assert gemmary_command("convert", model, target).err.splitlines()[:5] == steps
+
+
+def test_convert_writes_no_gguf_that_cannot_be_opened(gemmary_command: Gemmary, base_model: Path) -> None:
+    assert "ends in .gguf" in gemmary_command("convert", base_model, "a", "--format", "gguf").error
+    assert not Path("a").exists()
+
+
+def test_names_out_of_files_have_no_power_over_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown = Terminal()
+    monkeypatch.setattr("sys.stdout", shown)
+    monkeypatch.setattr("sys.stderr", shown)
+    console.note("a\x1b]0;b\x07")
+    console.facts([("c", "\x1b[2J")])
+    console.table([("\x9b1m", "2,345,678,901 " * 20)], ("d", "e"))
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown.getvalue())
+    assert "2,345,678,901 " * 19 in shown.getvalue(), "a narrow terminal cuts nothing"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,6 +114,10 @@ def test_greedy_names_no_seed(gemmary_command: Gemmary, base_model: Path) -> Non
         (["MODEL", "x", "--max-tokens", "0"], "argument --max-tokens: '0' is not a whole number of at least 1"),
         (["MODEL", "x", "--engine", "steam"], "invalid choice: 'steam'"),
         (["MODEL", "x", "--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["MODEL", "x", "--stop-id", "99999"], "stop id 99999 is outside the vocabulary"),
+        (["", "x"], "no model is called ''"),
+        ([".", "x"], "holds neither config.json nor a .gguf file"),
+        (["MODEL"], "there is no prompt"),
         ([], "the following arguments are required: MODEL"),
     ],
 )
@@ -135,6 +140,34 @@ def test_no_prompt_on_a_terminal_is_told(
 class _Terminal:
     def isatty(self) -> bool:
         return True
+
+
+def test_bad_options_are_told_before_the_model_is_loaded(
+    gemmary_command: Gemmary, base_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gemmary, "load", None, raising=False)
+    assert "min_p must be" in gemmary_command("run", base_model, "abc", "--min-p", 2).error
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "embed"])
+def test_stdin_that_is_no_text_is_one_line(base_model: Path, command: str) -> None:
+    done = _finish(command, base_model, "--engine", "reference", stdin=b"ab\xff", locale="C")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.splitlines()[-1] == b"error: stdin is not UTF-8 text"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_output_that_a_disk_refuses_is_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        done = _finish("list", "--all", stdout=full)
+    assert done.returncode == 2
+    assert done.stderr == b"error: cannot write the output: No space left on device\n"
+
+
+def _finish(*arguments: object, stdin: bytes = b"", locale: str = "C.UTF-8", stdout: Any = subprocess.PIPE) -> Any:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "LC_ALL": locale}
+    command = [sys.executable, "-m", "gemmary", *map(str, arguments)]
+    return subprocess.run(command, input=stdin, stdout=stdout, stderr=subprocess.PIPE, env=environment, check=False)
 
 
 def test_a_corrupt_checkpoint_is_one_line(gemmary_command: Gemmary, base_model: Path, tmp_path: Path) -> None:

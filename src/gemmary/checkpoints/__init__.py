@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gemmary.checkpoints.checkpoint import Checkpoint, Format, Source
 from gemmary.errors import GemmaryError
+
+if TYPE_CHECKING:
+    from gemmary.checkpoints.convert import Progress
 
 __all__ = ["Checkpoint", "Format", "Source", "open_checkpoint", "save_checkpoint"]
 
@@ -21,9 +25,9 @@ def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
         from gemmary.checkpoints.huggingface import open_folder
 
         return open_folder(path, name)
-    if not path.is_file():
+    if not path.exists():
         raise GemmaryError(f"there is no file or folder {path}")
-    if path.suffix != ".gguf":
+    if not path.is_file() or path.suffix != ".gguf":
         raise GemmaryError(f"{path} is neither a folder nor a .gguf file")
     from gemmary.checkpoints.gguf import open_gguf
 
@@ -37,12 +41,14 @@ def save_checkpoint(
     format: str = "safetensors",
     dtype: str | None = None,
     shard_bytes: int | None = None,
+    progress: Progress | None = None,
 ) -> list[str]:
     """Writes a model; returns lines that a user should be told. Nothing is ever half-written.
 
-    format: "safetensors" (a Hugging Face folder, which must not exist or be empty) or "gguf" (one file, replaced).
+    format: "safetensors" (a Hugging Face folder, which must not exist or be empty) or "gguf" (one `.gguf` file, which
+    is replaced).
     dtype: None = as stored; "float32", "bfloat16", "float16"; for GGUF also "Q8_0" or "int8", "Q4_0" or "int4".
-    shard_bytes: the largest file of a folder (5 GB). Raises GemmaryError.
+    shard_bytes: the largest file of a folder (5 GB). progress: what, bytes done, bytes in all. Raises GemmaryError.
     """
     from gemmary.checkpoints.convert import NAMES
 
@@ -51,11 +57,13 @@ def save_checkpoint(
     stored = NAMES[dtype] if dtype is not None else None
     path = Path(path)
     if format == "gguf":
+        if path.suffix != ".gguf":
+            raise GemmaryError(f"{path} cannot be read again as GGUF: give the file a name that ends in .gguf")
         from gemmary.checkpoints.gguf_write import save_gguf
 
-        return save_gguf(source, path, stored)
+        return save_gguf(source, path, stored, progress)
     if format == "safetensors":
         from gemmary.checkpoints.huggingface_write import SHARD_BYTES, save_folder
 
-        return save_folder(source, path, stored, shard_bytes or SHARD_BYTES)
+        return save_folder(source, path, stored, shard_bytes or SHARD_BYTES, progress)
     raise GemmaryError(f"no format is called {format!r}: choose safetensors or gguf")

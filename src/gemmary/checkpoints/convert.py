@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -27,6 +27,9 @@ NAMES: dict[str, str] = {
     **{name: name for name in (*FLOATS, *BLOCK_SIZES)},
 }
 """What a user may call a format -> its name."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the bytes done and the bytes in all."""
 
 _CHUNK = 1 << 22
 """Weights converted at once (16 MiB of float32)."""
@@ -57,6 +60,21 @@ def pieces(leaf: Leaf, format: str) -> Iterator[npt.NDArray[np.uint8]]:
             yield _cast(values, format).reshape(-1).view(np.uint8)
         else:
             yield quantize(format, values).reshape(-1)
+
+
+class Meter:
+    """Tells how many of `total` bytes were written."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def watch(self, pieces: Iterator[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.uint8]]:
+        """The same pieces, each counted once it was taken and the next is asked for."""
+        for piece in pieces:
+            yield piece
+            self._done += piece.nbytes
+            if self._progress:
+                self._progress("writing weights", self._done, self._total)
 
 
 def _cast(values: npt.NDArray[np.float32], format: str) -> npt.NDArray[Any]:

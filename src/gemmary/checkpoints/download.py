@@ -50,7 +50,7 @@ def pull(name: str, progress: Progress | None = None) -> Path:
         return starter.starter_path(progress)
     hub_name = hub.parse(name)
     if hub_name is None:
-        if Path(name).exists():
+        if name and Path(name).exists():
             raise GemmaryError(f"{name} is a file or folder of this machine: there is nothing to fetch")
         raise hub.unknown(name)
     with plain_errors(hub_name), _quiet_library():

@@ -61,7 +61,7 @@ def open_gguf(path: Path, name: str | None = None) -> Checkpoint:
         path,
         "gguf",
         config,
-        name or _text(metadata, "general.name") or path.stem,
+        name or _shown(_text(metadata, "general.name")) or path.stem,
         {t.name: partial(_leaf, file, stored[t.gguf], t) for t in table},
         partial(_tokenizer, path, metadata),
         partial(_text, metadata, "tokenizer.chat_template"),
@@ -132,6 +132,11 @@ def _text(metadata: dict[str, Any], key: str) -> str | None:
         return bytes.decode(value)
     except (TypeError, UnicodeDecodeError):
         raise GemmaryError(f"the GGUF file's {key} is not text") from None
+
+
+def _shown(name: str | None) -> str:
+    """A name out of a file, made fit for a message: one short printable line."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in (name or "")[:80]).strip()
 
 
 def _tokenizer(path: Path, metadata: dict[str, Any]) -> Tokenizer:

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmary.checkpoints.checkpoint import Source
-from gemmary.checkpoints.convert import pieces, stored_bytes
+from gemmary.checkpoints.convert import FLOATS, Meter, Progress, pieces, stored_bytes
 from gemmary.checkpoints.gguf_config import write_config
 from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.errors import GemmaryError
 from gemmary.files import HashingFile, atomic_file
+from gemmary.quantize.blocks import BLOCK_SIZES
 
 if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
@@ -33,7 +34,7 @@ _FILE_TYPES = {
 """llama.cpp's `general.file_type`, which is only shown."""
 
 
-def save_gguf(source: Source, path: Path, format: str | None) -> list[str]:
+def save_gguf(source: Source, path: Path, format: str | None, progress: Progress | None = None) -> list[str]:
     """Writes `path` and its checksum, atomically. format: one of WRITABLE for every matrix, or None: as stored.
 
     Returns what a user should be told. Raises GemmaryError where a row does not divide into blocks, a weight does not
@@ -46,17 +47,26 @@ def save_gguf(source: Source, path: Path, format: str | None) -> list[str]:
     plan = [(t, "F32" if t.is_norm else format or source.lookup(t.name).format) for t in table]
     sizes = [stored_bytes(f, t.shape) for t, f in plan]
     metadata = _metadata(source, plan, notices)
+    meter = Meter(sum(size for (t, _), size in zip(plan, sizes, strict=True) if not t.is_norm), progress)
+    again: set[str] = set()
     with atomic_file(path, checksum=True) as out:
         out.write(_header(metadata, plan, sizes))
         _pad(out)
         for tensor, stored in plan:
             leaf = source.lookup(tensor.name)
+            if stored in BLOCK_SIZES and leaf.format not in (*FLOATS, stored):
+                again.add(leaf.format)
             if tensor.is_norm:
                 out.write(leaf.dequantize() + np.float32(1.0))
             else:
-                for piece in pieces(leaf, stored):
+                for piece in meter.watch(pieces(leaf, stored)):
                     out.write(piece)
             _pad(out)
+    if again:
+        notices.append(
+            f"weights stored as {', '.join(sorted(again))} were dequantized and quantized again to {format}, "
+            "which loses accuracy twice: start from the unquantized checkpoint where you can"
+        )
     return notices
 
 

@@ -57,6 +57,8 @@ def resolve(name: str | Path) -> Path:
 
     Raises GemmaryError where the name is unknown (it names near ones) or its files are not on this machine.
     """
+    if not isinstance(name, str | Path) or not str(name):
+        raise unknown(name)
     if isinstance(name, str):
         if name == starter.NAME:
             return starter.starter_path()
@@ -65,7 +67,7 @@ def resolve(name: str | Path) -> Path:
             return _local(name, hub_name)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _checkpoint_in(path, None, str(name))
+        return _own_checkpoint(path)
     if path.exists():
         return path
     if isinstance(name, Path) or os.sep in name or name.endswith((".gguf", ".safetensors")):
@@ -85,10 +87,10 @@ def parse(name: str) -> HubName | None:
     return HubName(found["repo"], found["revision"], found["file"])
 
 
-def unknown(name: str) -> GemmaryError:
+def unknown(name: object) -> GemmaryError:
     """The error for a word that names nothing, with the nearest names."""
     known = (starter.NAME, *(row.name for row in zoo.ZOO))
-    return GemmaryError(f"no model is called {name!r}{zoo.did_you_mean(name, known)}")
+    return GemmaryError(f"no model is called {name!r}{zoo.did_you_mean(str(name), known)}")
 
 
 def list_local() -> list[LocalModel]:
@@ -188,10 +190,19 @@ def _checkpoint_in(folder: Path, wanted: str | None, name: str) -> Path:
     return folder / choose_gguf(files, wanted, name)
 
 
-def choose_gguf(files: Iterable[str], wanted: str | None, name: str) -> str:
+def _own_checkpoint(folder: Path) -> Path:
+    """The same of a folder of the user's, in which a file is meant by its path."""
+    files = [path.name for path in folder.glob("*.gguf") if path.is_file()]
+    if not files or (folder / "config.json").is_file():
+        return folder
+    return folder / choose_gguf(files, None, str(folder), between="/")
+
+
+def choose_gguf(files: Iterable[str], wanted: str | None, name: str, between: str = ":") -> str:
     """The one file that `wanted` means (part of its name, whatever the case), or the only one there is.
 
-    Raises GemmaryError that lists the choices where it is not one.
+    between: what stands between the name and that of a file where one is chosen. Raises GemmaryError that lists the
+    choices where it is not one.
     """
     models = sorted(f for f in files if f.endswith(".gguf") and not Path(f).name.startswith("mmproj"))
     whole = [f for f in models if not _SPLIT.search(f)]
@@ -205,8 +216,9 @@ def choose_gguf(files: Iterable[str], wanted: str | None, name: str) -> str:
         return found[0]
     if not whole:
         raise GemmaryError(f"{name} holds no GGUF file")
+    example = f"{name}{between}{Path(whole[0]).name}"
     what = "has several GGUF files" if len(found) > 1 else f"has no GGUF file {wanted!r}"
-    raise GemmaryError(f"{name} {what}: choose one, such as `{name}:{Path(whole[0]).name}` (there are {_names(whole)})")
+    raise GemmaryError(f"{name} {what}: choose one, such as `{example}` (there are {_names(whole)})")
 
 
 def missing_files(snapshot: Path) -> list[str]:

@@ -36,6 +36,8 @@ Stored = dict[str, SafetensorsFile]
 def open_folder(path: Path, name: str | None = None) -> Checkpoint:
     """Raises GemmaryError, one line, where the folder is not a Gemma text model whole and sound."""
     notices: list[str] = []
+    if not (path / "config.json").exists():
+        raise GemmaryError(f"{path.resolve()} is no model folder: it holds neither config.json nor a .gguf file")
     data = read_json(path / "config.json")
     config, pooling = open_pooling(path, read_config(data, notices), notices)
     stored = _open_files(path)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from gemmary.checkpoints import safetensors
 from gemmary.checkpoints.checkpoint import Source
 from gemmary.checkpoints.config_json import write_config
-from gemmary.checkpoints.convert import FLOATS, pieces, stored_bytes
+from gemmary.checkpoints.convert import FLOATS, Meter, Progress, pieces, stored_bytes
 from gemmary.checkpoints.json_files import write_json
 from gemmary.checkpoints.pooling import write_pooling
 from gemmary.checkpoints.tensors import Tensor, tensors
@@ -24,7 +20,13 @@ SHARD_BYTES = 5_000_000_000
 _TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
-def save_folder(source: Source, path: Path, format: str | None, shard_bytes: int = SHARD_BYTES) -> list[str]:
+def save_folder(
+    source: Source,
+    path: Path,
+    format: str | None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+) -> list[str]:
     """Writes the folder `path`, atomically, with SHA256SUMS in it. format: F32, BF16, F16, or None: as stored.
 
     Every weight is written in one format. Quantized weights are dequantized (None: to F32, which holds them exactly).
@@ -36,17 +38,18 @@ def save_folder(source: Source, path: Path, format: str | None, shard_bytes: int
     table = tensors(config)
     format, notices = _choose(source, table, format)
     eos_ids = _eos_ids(source)
+    meter = Meter(sum(stored_bytes(format, t.shape) for t in table), progress)
     data = write_config(config, _TORCH_NAMES[format], eos_ids)
     with atomic_folder(path) as folder:
         write_json(folder / "config.json", data)
         if not config.bidirectional:
             write_json(folder / "generation_config.json", _generation_config(source, eos_ids))
-        _write_weights(source, folder, [t for t in table if not t.is_pooled_dense], format, shard_bytes)
+        _write_weights(source, folder, [t for t in table if not t.is_pooled_dense], format, shard_bytes, meter)
         if config.bidirectional:
             write_pooling(folder, config)
             for tensor in (t for t in table if t.is_pooled_dense):
                 place, name = tensor.hugging_face.split("/")
-                _write_file(source, folder / place / "model.safetensors", {name: tensor}, format)
+                _write_file(source, folder / place / "model.safetensors", {name: tensor}, format, meter)
         if source.tokenizer is None:
             notices.append("the folder carries no tokenizer")
         else:
@@ -65,7 +68,9 @@ def _choose(source: Source, table: tuple[Tensor, ...], asked: str | None) -> tup
     return format, [f"{', '.join(quantized)} weights are written as {_TORCH_NAMES[format]}: the format has no blocks"]
 
 
-def _write_weights(source: Source, folder: Path, table: list[Tensor], format: str, shard_bytes: int) -> None:
+def _write_weights(
+    source: Source, folder: Path, table: list[Tensor], format: str, shard_bytes: int, meter: Meter
+) -> None:
     prefix = "" if source.config.bidirectional else "model."
     shards: list[dict[str, Tensor]] = [{}]
     room = shard_bytes
@@ -77,12 +82,12 @@ def _write_weights(source: Source, folder: Path, table: list[Tensor], format: st
         shards[-1][prefix + tensor.hugging_face] = tensor
         room -= size
     if len(shards) == 1:
-        _write_file(source, folder / "model.safetensors", shards[0], format)
+        _write_file(source, folder / "model.safetensors", shards[0], format, meter)
         return
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(source, folder / name, shard, format)
+        _write_file(source, folder / name, shard, format, meter)
         places |= dict.fromkeys(shard, name)
     total = sum(stored_bytes(format, t.shape) for t in table)
     parameters = sum(math.prod(t.shape) for t in table)
@@ -90,15 +95,12 @@ def _write_weights(source: Source, folder: Path, table: list[Tensor], format: st
     write_json(folder / "model.safetensors.index.json", index)
 
 
-def _write_file(source: Source, path: Path, named: dict[str, Tensor], format: str) -> None:
+def _write_file(source: Source, path: Path, named: dict[str, Tensor], format: str, meter: Meter) -> None:
     """A file inside a folder that is itself made atomic, so this one need not be."""
     with open(path, "wb") as file:
         rows = [(name, format, tensor.shape) for name, tensor in named.items()]
-        safetensors.write(HashingFile(file), rows, (_data(source, t, format) for t in named.values()))
-
-
-def _data(source: Source, tensor: Tensor, format: str) -> Iterator[npt.NDArray[np.uint8]]:
-    return pieces(source.lookup(tensor.name), format)
+        data = (meter.watch(pieces(source.lookup(t.name), format)) for t in named.values())
+        safetensors.write(HashingFile(file), rows, data)
 
 
 def _eos_ids(source: Source) -> list[int]:

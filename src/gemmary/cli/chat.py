@@ -37,6 +37,7 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    options = parser.sampling_options(arguments)
     model = loading.load_model(arguments)
     console.note(loading.describe(model))
     for notice in model.notices:
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if sys.stdin.isatty():
         console.note("/help lists the commands")
-    Chat(model, parser.sampling_options(arguments), arguments.system).loop()
+    Chat(model, options, arguments.system).loop()
 
 
 class Chat:
@@ -97,10 +98,13 @@ class Chat:
             console.note(HELP)
         elif name == "reset":
             self.messages.clear()
+            console.note("(a new conversation)")
         elif name == "system":
             self.system = argument or None
             self.messages.clear()
+            console.note(f"(a new conversation {'with' if self.system else 'without'} a system message)")
         elif name == "undo":
+            console.note("(the last question is taken back)" if self.messages else "(there is nothing to take back)")
             del self.messages[-2:]
         elif name == "save":
             self.save(argument)
@@ -132,9 +136,10 @@ class Chat:
 
         if not name:
             raise GemmaryError("say where: /save FILE")
+        messages = [*self._opening(), *self.messages]
         with atomic_file(Path(name).expanduser()) as file:
-            file.write(json.dumps([*self._opening(), *self.messages], ensure_ascii=False, indent=2).encode())
-        console.note(f"saved {len(self.messages)} messages in {name}")
+            file.write(json.dumps(messages, ensure_ascii=False, indent=2).encode())
+        console.note(f"saved {len(messages)} message{'s' if len(messages) != 1 else ''} in {name}")
 
     def _opening(self) -> list[dict[str, str]]:
         return [{"role": "system", "content": self.system}] if self.system is not None else []

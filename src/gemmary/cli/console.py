@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -17,13 +17,18 @@ _CONTROL = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr
 
 def note(text: str) -> None:
     """A line for the person, not for what reads the output."""
-    print(text, file=sys.stderr, flush=True)
+    print(_harmless(text, sys.stderr), file=sys.stderr, flush=True)
 
 
 def write(text: str) -> None:
-    """A piece of a model's text, at once. On a terminal, control characters lose their power over it."""
-    sys.stdout.write(text.translate(_CONTROL) if sys.stdout.isatty() else text)
+    """A piece of a model's text, at once."""
+    sys.stdout.write(_harmless(text, sys.stdout))
     sys.stdout.flush()
+
+
+def _harmless(text: str, stream: TextIO) -> str:
+    """On a terminal, control characters of a model's text or of a file's names lose their power over it."""
+    return text.translate(_CONTROL) if stream.isatty() else text
 
 
 def write_json(value: Any) -> None:
@@ -31,33 +36,21 @@ def write_json(value: Any) -> None:
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
-    """Columns. Those whose cells all begin with a digit or a dash are set to the right."""
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        drawn = Table(box=None, header_style="bold", pad_edge=False)
-        for index, name in enumerate(header):
-            drawn.add_column(name, justify="right" if _numeric(rows, index) else "left", no_wrap=index == 0)
-        for row in rows:
-            drawn.add_row(*(Text(cell) for cell in row))
-        Console().print(drawn)
-        return
+    """Columns. Those whose cells all begin with a digit or a dash are set to the right. Nothing is cut."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):
         cells = [
             cell.rjust(width) if _numeric(rows, i) else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        print("  ".join(cells).rstrip())
+        write("  ".join(cells).rstrip() + "\n")
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> None:
     """Names and values, aligned."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        print(f"{name:<{width}}  {value}")
+        write(f"{name:<{width}}  {value}\n")
 
 
 def _numeric(rows: Sequence[Sequence[str]], column: int) -> bool:

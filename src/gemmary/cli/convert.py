@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
     details = "`gemmary verify DST --against SRC` shows that nothing was lost."
     command = parser.command(commands, "convert", run, "write a model in another format", details)
     command.add_argument("source", metavar="SRC", help=parser.MODEL_HELP)
-    command.add_argument("target", metavar="DST", help="a new folder, or a .gguf file")
+    command.add_argument("target", metavar="DST", help="a new folder, or a .gguf file (which is replaced)")
     command.add_argument("--format", choices=("safetensors", "gguf"), help="default: gguf for a .gguf file")
     command.add_argument(
         "--dtype", choices=DTYPES, help="of the weights (default: as stored); int8 and int4: GGUF only"
@@ -30,7 +30,8 @@ def run(arguments: argparse.Namespace) -> None:
     target = Path(arguments.target).expanduser()
     chosen = arguments.format or ("gguf" if target.suffix == ".gguf" else "safetensors")
     checkpoint = open_checkpoint(hub.resolve(arguments.source))
-    notices = save_checkpoint(checkpoint, target, format=chosen, dtype=arguments.dtype)
+    with console.bar(is_bytes=True) as progress:
+        notices = save_checkpoint(checkpoint, target, format=chosen, dtype=arguments.dtype, progress=progress)
     for notice in [*checkpoint.notices, *notices]:
         console.note(f"note: {notice}")
     written = [target] if target.is_file() else [file for file in target.rglob("*") if file.is_file()]

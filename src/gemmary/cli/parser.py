@@ -84,10 +84,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of `Model.generate` that were given."""
+    """The keyword arguments of `Model.generate` that were given. Raises GemmaryError for a bad one."""
+    from gemmary.generate import SamplingParams
+
     options = {name: getattr(arguments, name) for name in SAMPLING if hasattr(arguments, name)}
     if stops := [*arguments.stop, *arguments.stop_id]:
         options["stop"] = stops
+    SamplingParams.of(options)  # type: ignore[arg-type]  # a mistake is told before a large model is loaded
     return options
 
 

@@ -42,6 +42,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     prompt = read_prompt(arguments.prompt)
+    options = parser.sampling_options(arguments)
     model = loading.load_model(arguments)
     console.note(loading.describe(model))
     for notice in model.notices:
@@ -49,7 +50,6 @@ def run(arguments: argparse.Namespace) -> None:
     templated = model.instruction_tuned and not arguments.raw
     if arguments.system is not None and not templated:
         raise GemmaryError("--system needs an instruction-tuned model, without --raw")
-    options = parser.sampling_options(arguments)
     asked: Any = prompt
     if templated:
         system = [{"role": "system", "content": arguments.system}] if arguments.system is not None else []
@@ -76,12 +76,10 @@ def read_prompt(argument: str | None) -> str:
     """The prompt of the command line or of stdin; one newline at stdin's end is the shell's, not the text's."""
     if argument is not None and argument != "-":
         return argument
-    if argument is None and sys.stdin.isatty():
+    text = "" if argument is None and sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
+    if argument is None and not text:
         raise GemmaryError("there is no prompt: give it after the model's name, or through stdin")
-    try:
-        return sys.stdin.read().removesuffix("\n")
-    except UnicodeDecodeError:
-        raise GemmaryError("stdin is not UTF-8 text") from None
+    return text
 
 
 def room(model: Model, prompt: Any, most: int) -> int:

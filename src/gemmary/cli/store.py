@@ -84,8 +84,16 @@ def run_remove(arguments: argparse.Namespace) -> None:
     if not arguments.yes:
         if not sys.stdin.isatty():
             raise GemmaryError(f"to delete {name} without being asked, say --yes")
-        if input(f"delete {name} and every revision of it? [y/N] ").strip().lower() not in ("y", "yes"):
+        if not _agreed(f"delete {name} and every revision of it? [y/N] "):
             raise GemmaryError("nothing was deleted")
     freed = hub.remove(name)
     more = " (its package stays: pip uninstall removes it)" if name == starter.NAME else ""
     print(f"deleted {name}: {size(freed)} are free again{more}")
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        console.note("")
+        return False

@@ -33,9 +33,10 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from gemmary.verify import builtin_text, verify
 
-    if arguments.against is None and arguments.engine in (None, "native") and arguments.quant is None:
+    as_stored = arguments.quant is None and arguments.dtype is None
+    if arguments.against is None and arguments.engine in (None, "native") and as_stored:
         raise GemmaryError(
-            "say what to compare with: --against OTHER, --engine torch, or --quant int4 against as stored"
+            "say what to compare with: --against OTHER, --engine torch, or --quant int4 (or --dtype) against as stored"
         )
     text = _read(arguments.text) if arguments.text else builtin_text()
     # Where only the engine differs, the trusted side computes in full precision on the same weights.
