@@ -107,6 +107,19 @@ def test_generate_takes_texts_ids_and_lists_of_them() -> None:
     assert model.generate([]) == []
 
 
+def test_a_text_that_brings_its_own_bos_has_it_once() -> None:
+    model = tiny_model()
+    options: Any = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
+    plain, spelled = model.generate(["abc", "<bos>abc"], **options)
+    assert spelled.stats.prompt_tokens == plain.stats.prompt_tokens
+    assert spelled.tokens == plain.tokens
+    assert plain.notices == ()
+    assert "begins with <bos>" in spelled.notices[0]
+    assert model.stream("<bos>", **options).read().stats.prompt_tokens == 1
+    inside = model.generate("a<bos>", **options)
+    assert inside.stats.prompt_tokens == len(tokenizer().encode("a<bos>", bos=True)) > 3
+
+
 def test_same_seed_same_text_alone_and_in_a_list() -> None:
     model = tiny_model()
     sampled: Any = {"seed": 5, "max_tokens": 12, "temperature": 1.4}
@@ -159,6 +172,7 @@ def test_the_models_own_ends_stop_it(which: int) -> None:
         ([[2], [999]], {}, "token id 999"),
         ("a", {"top_p": 2}, "top_p"),
         ("a", {"topp": 2}, "no sampling option is called 'topp'"),
+        ("a", {"stop": 10**9}, "stop id 1000000000 is outside the vocabulary"),
     ],
 )
 def test_bad_prompts_and_options_are_refused(prompt: Any, options: dict[str, Any], words: str) -> None:
@@ -314,6 +328,13 @@ def test_logits_are_of_every_position_and_scores_of_every_next_token(monkeypatch
     np.testing.assert_allclose(model.score(ids), exact[np.arange(22), ids[1:]], atol=1e-4)
 
 
+@pytest.mark.parametrize("engine", ["reference", "native"])
+def test_one_token_has_no_score(folder: Path, engine: str) -> None:
+    if engine == "native":
+        pytest.importorskip("gemmary._core", reason="the native core is not built")
+    assert gemmary.load(folder, engine=engine).score([2]).shape == (0,)
+
+
 @pytest.mark.parametrize(("ids", "words"), [([], "non-empty"), ("abc", "encode the text"), ([2] * 65, "65 tokens")])
 def test_logits_of_what_cannot_be(ids: Any, words: str) -> None:
     with pytest.raises(GemmaryError, match=words):
@@ -383,6 +404,11 @@ def test_quantizing_again_is_told(folder: Path, tmp_path: Path) -> None:
         again = gemmary.load(tmp_path / "small.gguf", engine="reference", quant="int4")
     assert len(again.notices) == 1
     assert again.weight_format == "Q4_0"
+    with pytest.warns(gemmary.GemmaryWarning) as told:
+        gemmary.save(small, tmp_path / "smaller.gguf", format="gguf", dtype="int4")
+    assert [
+        str(each.message) for each in told if "Q8_0 were dequantized and quantized again to Q4_0" in str(each.message)
+    ]
 
 
 def test_rows_that_do_not_divide_into_blocks_are_refused(tmp_path: Path) -> None:
@@ -401,6 +427,7 @@ def test_rows_that_do_not_divide_into_blocks_are_refused(tmp_path: Path) -> None
         ({"threads": 0}, "threads"),
         ({"context": 65}, "model's own 64"),
         ({"context": 0}, "model's own 64"),
+        ({"context": "9"}, "model's own 64 tokens, not '9'"),
     ],
 )
 def test_bad_options_of_load_are_refused(folder: Path, options: dict[str, Any], words: str) -> None:
@@ -411,6 +438,9 @@ def test_bad_options_of_load_are_refused(folder: Path, options: dict[str, Any], 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(GemmaryError, match="gemma-2-2b-it"):
         gemmary.load("gema-2-2b-it")
+    for nothing in ("", None, 3):
+        with pytest.raises(GemmaryError, match="no model is called"):
+            gemmary.load(nothing)  # type: ignore[arg-type]
     with pytest.raises(GemmaryError, match="no such file or folder"):
         gemmary.load(tmp_path / "nothing")
 
@@ -419,6 +449,14 @@ def test_memory_that_a_load_would_not_fit_is_foreseen(folder: Path, monkeypatch:
     monkeypatch.setattr(memory, "available_bytes", lambda: 10_000)
     with pytest.raises(GemmaryError, match=r"tiny-it \(as stored\) needs about .* 10,000 bytes are available"):
         gemmary.load(folder, engine="reference")
+
+
+def test_memory_is_foreseen_for_what_the_torch_engine_holds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    weights = tiny_checkpoint().config.weight_bytes(32)
+    monkeypatch.setattr(memory, "available_bytes", lambda: weights // 2)
+    with pytest.raises(GemmaryError, match=r"tiny-it \(float32\) needs about"):
+        gemmary.load(folder, engine="torch", quant="int4")
 
 
 def test_the_context_shrinks_to_what_memory_holds_and_says_so() -> None:

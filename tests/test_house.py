@@ -21,6 +21,10 @@ MODEL_FILES = sorted((SOURCE / "model").glob("*.py"))
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 
+def test_type_checkers_take_the_annotations() -> None:
+    assert (SOURCE / "py.typed").is_file()
+
+
 # Rule 1: the model is written on no engine --------------------------------------------------------------------------
 
 STANDARD = {"__future__", "collections.abc", "dataclasses", "typing"}

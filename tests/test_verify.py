@@ -130,6 +130,9 @@ def test_swapped_layers_and_a_broken_weight() -> None:
     assert broken.first_difference is not None
     assert broken.first_difference.tap == "layers.4.ffn_out"
     assert broken.first_difference.error == float("inf")
+    assert broken.worst is not None
+    assert np.isnan(broken.worst.kl)
+    assert broken.worst.position == 0
     assert json.loads(broken.to_json(), parse_constant=pytest.fail)["mean_kl"] is None
 
 

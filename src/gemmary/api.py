@@ -61,9 +61,9 @@ def load(
     notices: list[str] = []
     if quant is not None:
         lookup = quantized(checkpoint, quant, notices)
-    bits = _BITS.get(dtype or quant or "")
-    needed = checkpoint.config.weight_bytes(bits) if bits else _stored_bytes(path)
-    require(needed, f"{checkpoint.name} ({dtype or quant or 'as stored'})", 'try quant="int4", or a smaller model')
+    held = _held_as(engine, checkpoint, dtype, quant)
+    needed = checkpoint.config.weight_bytes(_BITS[held]) if held else _stored_bytes(path)
+    require(needed, f"{checkpoint.name} ({held or 'as stored'})", 'try quant="int4", or a smaller model')
     built = _open_engine(engine, checkpoint.config, lookup, dtype, threads)
     kv_bytes = None if (free := available_bytes()) is None else free // 2
     fitted = _fit_context(checkpoint.config, context, kv_bytes, notices)
@@ -83,8 +83,9 @@ def save(
     """Writes a model with its tokenizer and chat template. Returns what should be known, also as GemmaryWarnings.
 
     format: "safetensors" (a Hugging Face folder that transformers loads; it must not exist or be empty) or "gguf" (one
-    file that llama.cpp loads). dtype: None = as the weights were loaded (after `quant=`), or "float32", "bfloat16",
-    "float16", and for GGUF "int8" or "int4". shard_bytes: the largest file of a folder. Nothing is ever half-written.
+    `.gguf` file that llama.cpp loads, replaced). dtype: None = as the weights were loaded (after `quant=`), or
+    "float32", "bfloat16", "float16", and for GGUF "int8" or "int4". shard_bytes: the largest file of a folder. Nothing
+    is ever half-written.
     """
     notices = save_checkpoint(model, path, format=format, dtype=dtype, shard_bytes=shard_bytes)
     warn(notices)
@@ -149,6 +150,14 @@ def _open_engine(
         raise GemmaryError(f"the {name} engine is not built into this installation: {error}") from error
 
 
+def _held_as(engine: str, checkpoint: Checkpoint, dtype: str | None, quant: str | None) -> str | None:
+    """What the engine holds the weights as (a key of `_BITS`); None: as stored."""
+    if engine != "torch" or dtype is not None:
+        return dtype or quant
+    # PyTorch has no blocks and is not given float16: it widens them, as its engine's docstring says.
+    return "bfloat16" if quant is None and checkpoint.lookup("embed").format == "BF16" else "float32"
+
+
 def _stored_bytes(path: Path) -> int:
     weights = path.glob("*.safetensors") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in weights)
@@ -157,8 +166,9 @@ def _stored_bytes(path: Path) -> int:
 def _fit_context(config: Config, context: int | None, kv_bytes: int | None, notices: list[str]) -> int:
     """The context that was asked for, or the model's own, cut to what the key-value cache may take."""
     most = config.context_length
-    if context is not None and not 1 <= context <= most:
-        raise GemmaryError(f"context must be from 1 to the model's own {most:,} tokens, not {context:,}")
+    if context is not None and (not isinstance(context, int) or not 1 <= context <= most):
+        shown = f"{context:,}" if isinstance(context, int) else repr(context)
+        raise GemmaryError(f"context must be from 1 to the model's own {most:,} tokens, not {shown}")
     wanted = context or most
 
     def cost(tokens: int) -> int:

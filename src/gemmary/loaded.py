@@ -129,8 +129,9 @@ class Model:
     def generate(self, prompt: Any, **options: Unpack[SamplingOptions]) -> Completion | list[Completion]:
         """What the model writes after a prompt; after each of a list of prompts, in shared steps.
 
-        prompt: a text (BOS is put before it), ids (taken as they are), or what `chat_prompt` returns; or a list of
-        these. options: see `SamplingParams`. The same seed gives a prompt the same text alone and in a list.
+        prompt: a text (BOS is put before it, once, also where it begins with `<bos>`), ids (taken as they are), or
+        what `chat_prompt` returns; or a list of these. options: see `SamplingParams`. The same seed gives a prompt the
+        same text alone and in a list.
         """
         many = isinstance(prompt, Sequence) and not isinstance(prompt, str | Prompt) and not _are_ids(prompt)
         prompts = list(prompt) if many else [prompt]
@@ -222,6 +223,8 @@ class Model:
         """Log-probability (natural) of each token after those before it: float32 [T - 1], the first has none."""
         ids = self._checked(ids)
         out = np.empty(len(ids) - 1, dtype=np.float32)
+        if not len(out):
+            return out
         for start, rows in self._logit_rows(ids[:-1]):
             for index, row in enumerate(rows, start):
                 out[index] = log_softmax_at(row, np.array([ids[index + 1]]))[0]
@@ -269,6 +272,10 @@ class Model:
         stops = {tokenizer.eos_id, *(tokenizer.turn_ids or ())[1:]}
         notices: tuple[str, ...] = ()
         if isinstance(prompt, str):
+            bos = tokenizer.piece(tokenizer.bos_id)
+            if prompt.startswith(bos):  # as in a prompt that another tool rendered
+                prompt = prompt.removeprefix(bos)
+                notices = (f"the text begins with {bos}: that is read as the token, which stands there once anyway",)
             ids: Ids = tokenizer.encode(prompt, bos=True)
         elif isinstance(prompt, Prompt):
             ids, notices = prompt.ids, prompt.notices
@@ -277,6 +284,8 @@ class Model:
             ids = [int(i) for i in prompt]
         else:
             raise GemmaryError("a prompt is a text, a list of token ids, or what chat_prompt returns")
+        if outside := [i for i in params.stop_ids if not 0 <= i < self.config.vocab_size]:
+            raise GemmaryError(f"stop id {outside[0]} is outside the vocabulary (0 to {self.config.vocab_size - 1})")
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         text = TextStream(tokenizer.stream(), params.stop_strings)
         return Stream(self.scheduler, Request(ids, params, text, frozenset(stops), seed=seed), notices)

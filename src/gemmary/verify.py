@@ -182,7 +182,7 @@ def _compare_logits(
         log_p, log_q = _log_softmax(row), _log_softmax(other)
         divergence = float(np.dot(np.exp(log_q), log_q - log_p))
         tops = int(row.argmax()), int(other.argmax())
-        if not divergence <= worst:  # a NaN is the worst
+        if not (math.isnan(worst) or divergence <= worst):  # the first NaN is the worst, and stays it
             worst, worst_position, worst_tops = divergence, position, tops
         kl.append(0.0 if divergence < 0 else divergence)  # rounding; a NaN stays one
         same.append(tops[0] == tops[1])

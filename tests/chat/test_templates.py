@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
-from gemmary.chat import TEMPLATES, looks_like_gemma, template_of_folder
-from gemmary.errors import GemmaryError
+from gemmary.chat import TEMPLATES, looks_like_gemma
 
 TURNS = "{% for m in messages %}{{ '<start_of_turn>' + (m.role if m.role != 'assistant' else 'model') + '\n' "
 TURNS += "+ m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
@@ -62,24 +58,3 @@ def test_a_hostile_template_is_only_read() -> None:
     assert looks_like_gemma(attack + TURNS + OPENING) in (None, "gemma1")
     assert looks_like_gemma("{#" * 30_000) is None
     assert looks_like_gemma("{{ '" * 15_000) is None
-
-
-def test_where_a_folder_keeps_its_template(tmp_path: Path) -> None:
-    assert template_of_folder(tmp_path) is None
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATES["gemma1"]}))
-    assert template_of_folder(tmp_path) == TEMPLATES["gemma1"]
-    (tmp_path / "chat_template.jinja").write_text(TEMPLATES["gemma3"])
-    assert template_of_folder(tmp_path) == TEMPLATES["gemma3"]
-
-
-@pytest.mark.parametrize("content", ["{}", "[]", '{"chat_template": [1]}'])
-def test_a_folder_without_one(tmp_path: Path, content: str) -> None:
-    (tmp_path / "tokenizer_config.json").write_text(content)
-    assert template_of_folder(tmp_path) is None
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{"])
-def test_a_corrupt_one(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "tokenizer_config.json").write_bytes(content)
-    with pytest.raises(GemmaryError, match="cannot read the chat template"):
-        template_of_folder(tmp_path)

@@ -39,6 +39,15 @@ def test_options(options: dict[str, Any], message: str) -> None:
         NativeEngine(CONFIG, random_leaves(CONFIG), **options)
 
 
+def test_threads_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(threads: int, isa: str | None) -> None:
+        raise RuntimeError("Resource temporarily unavailable")  # what std::system_error arrives as
+
+    monkeypatch.setattr("gemmary._core.Runtime", refuse)
+    with pytest.raises(GemmaryError, match=r"cannot start 1000 threads: Resource .* fewer"):
+        NativeEngine(CONFIG, random_leaves(CONFIG), threads=1000)
+
+
 def test_a_leaf_without_kernels() -> None:
     leaf = random_leaves(CONFIG)
 

@@ -121,6 +121,15 @@ def test_broken_logits_are_an_error(bad: float, temperature: float) -> None:
         sample(logits, SamplingParams(temperature=temperature), [], 0, 0)
 
 
+def test_the_most_extreme_temperatures_are_the_likeliest_token_and_any_token() -> None:
+    logits = random_logits(2)
+    for temperature in (5e-324, 1e-46, 1e-40):
+        params = SamplingParams(temperature=temperature, top_k=0, top_p=1.0)
+        assert {sample(logits, params, [], 5, index) for index in range(20)} == {int(logits.argmax())}
+    flat = SamplingParams(temperature=1e300, top_k=0, top_p=1.0)
+    assert len({sample(logits, flat, [], 5, index) for index in range(20)}) > 15
+
+
 def test_draws_follow_the_distribution() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
     params = SamplingParams(top_k=0, top_p=1.0)
@@ -163,6 +172,8 @@ def test_logprobs_are_the_models_own() -> None:
         ({"top_p": 1.1}, "top_p"),
         ({"min_p": 2}, "min_p"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-46}, "repetition_penalty"),
+        ({"repetition_penalty": 1e39}, "repetition_penalty"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
         ({"seed": True}, "seed"),
@@ -170,6 +181,8 @@ def test_logprobs_are_the_models_own() -> None:
         ({"logprobs": 101}, "logprobs"),
         ({"stop": ""}, "stop"),
         ({"stop": ["a", None]}, "stop"),
+        ({"stop": 1.5}, "stop"),
+        ({"stop": b"ab"}, "stop"),
         ({"temprature": 1}, "temprature"),
     ],
 )
@@ -181,6 +194,7 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
 
 def test_stop_takes_one_or_many_strings_and_ids() -> None:
     assert SamplingParams.of({"stop": "x"}).stop_strings == ("x",)
+    assert SamplingParams.of({"stop": {7}}).stop_ids == {7}  # type: ignore[typeddict-item]
     params = SamplingParams.of({"stop": ["x", 7, "yz"]})
     assert params.stop_strings == ("x", "yz")
     assert params.stop_ids == {7}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections import deque
 from typing import Any
 
 import pytest
@@ -155,6 +156,42 @@ def test_ctrl_c_in_a_step_cancels_and_leaves_the_scheduler_usable() -> None:
     assert stream.completion.finish_reason == "cancelled"
     assert stream.stats.completion_tokens == 2
     assert len(list(Stream(scheduler, request(PROMPT)))) == 8
+
+
+def test_an_error_reaches_every_stream_of_the_step_not_only_the_one_that_ran_it() -> None:
+    class Failing(ScriptedEngine):
+        def step(self, batch: Batch, caches: Any, taps: dict[str, Logits] | None = None) -> Logits:
+            if batch.positions.max() >= len(PROMPT):
+                raise MemoryError("no room")
+            return super().step(batch, caches, taps)
+
+    scheduler = Scheduler(Failing([6] * 64))
+    first, second = (Stream(scheduler, request(PROMPT)) for _ in range(2))
+    assert (next(first).token, next(second).token) == (6, 6)
+    with pytest.raises(MemoryError):
+        next(first)
+    with pytest.raises(MemoryError):
+        next(second)
+    with pytest.raises(MemoryError):  # and does not turn into a short text afterwards
+        second.read()
+
+
+def test_a_request_has_not_ended_before_its_last_piece_is_there() -> None:
+    """Another thread reads `unread` and `finish_reason` without a lock, in this order."""
+    one = request(PROMPT, max_tokens=1)
+    ended: list[bool] = []
+
+    class Watched(deque[Piece]):
+        def append(self, piece: Piece, /) -> None:
+            ended.append(one.finish_reason is not None)
+            super().append(piece)
+
+    one.unread = Watched()
+    scheduler = Scheduler(ScriptedEngine([6] * 8))
+    scheduler.submit(one)
+    scheduler.step()
+    assert ended == [False]
+    assert one.unread[-1].finish_reason == one.finish_reason == "length"
 
 
 def test_a_refused_request_leaves_nothing_behind() -> None:

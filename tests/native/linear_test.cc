@@ -16,6 +16,7 @@
 #include "kernels.h"
 #include "native_cases.h"
 #include "simd_probe.h"
+#include "step_digest.h"
 
 using namespace gemmary;
 
@@ -295,12 +296,19 @@ int convert(const std::string& mode, Format format, int64_t rows, int64_t cols) 
   return std::fwrite(blocks.data(), 1, blocks.size(), stdout) == blocks.size() ? 0 : 2;
 }
 
+void check_step() {
+  const uint64_t plain = step_digest(*kernels_for(Isa::Scalar).step);
+  for (Isa isa : isas()) CHECK(step_digest(*kernels_for(isa).step) == plain, "the step kernels of %s differ from the plain ones", isa_name(isa));
+  absorb(&plain, sizeof plain);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc == 5) return convert(argv[1], parse_format(argv[2]).value(), std::atol(argv[3]), std::atol(argv[4]));
   check_probes();
   check_activations();
+  check_step();
   check_all_linear(argc == 2 && argv[1] == std::string("brief"));
   for (Isa isa : isas()) std::printf("%s ", isa_name(isa));
   std::printf("digest %016llx checks %ld\n", static_cast<unsigned long long>(digest), checks);

@@ -1,4 +1,4 @@
-"""The native linear kernels, built here with g++ and run: every instruction set against the plain twin, bit for bit.
+"""The native kernels, built here with g++ and run: every instruction set against the plain twin, bit for bit.
 
 `linear_test.cc` holds the checks. AVX-512 is emulated with SIMDe, and runs as it is too where the machine has it; Arm
 NEON is cross-compiled and run under qemu. One digest of all results must come out of every build.
@@ -67,7 +67,7 @@ class Builder:
 def add_core(builder: Builder, flags: Sequence[str] = ()) -> Builder:
     for name in CORE:
         builder.add(CSRC / f"{name}.cc", flags)
-    return builder.add(HERE / "linear_test.cc", flags)
+    return builder.add(HERE / "step_digest.cc", flags).add(HERE / "linear_test.cc", flags)
 
 
 def need(program: str, why: str) -> str:

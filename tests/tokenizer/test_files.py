@@ -53,6 +53,16 @@ def test_gguf_types_are_put_back_to_the_originals(gemma3: Tokenizer, gemma2: Tok
     assert of(gemma2, "<unused99>") == of(gemma2, "<start_of_turn>") == PieceType.USER_DEFINED
 
 
+def test_a_gguf_file_that_calls_the_end_of_turn_its_end_has_the_same_tokens() -> None:
+    """Chat models are often stored with <end_of_turn> as eos_token_id."""
+    found = Tokenizer.from_pieces(small.PIECES, small.SCORES, small.TYPES, eos_id=small.PIECES.index("<end_of_turn>"))
+    expected = small.build()
+    assert found.eos_id == expected.eos_id == small.PIECES.index("<eos>")
+    text = "<start_of_turn>ab<end_of_turn>\n<eos>"
+    assert found.encode(text, eos=True) == expected.encode(text, eos=True)
+    assert found.to_model_bytes() == expected.to_model_bytes()
+
+
 def test_a_model_file_is_kept_byte_for_byte(shared: Path, gemma2: Tokenizer) -> None:
     assert gemma2.to_model_bytes() == (shared / "tokenizers" / "gemma2" / "tokenizer.model").read_bytes()
 

@@ -6,12 +6,8 @@ executes it.
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 from typing import Literal
-
-from gemmary.errors import GemmaryError
 
 Style = Literal["gemma1", "gemma3"]
 
@@ -97,22 +93,3 @@ def _style_of(template_text: str, printed: list[str], refusals: str) -> Style | 
     if "system" in refusals or "system" not in everything:
         return None if "<start_of_image>" in everything else "gemma1"
     return "gemma3" if re.search(r"\\n\\n|\n\n", everything) else None
-
-
-def template_of_folder(folder: str | Path) -> str | None:
-    """The chat template's text in a checkpoint folder (`chat_template.jinja`, else `tokenizer_config.json`), or None.
-
-    Raises GemmaryError when one of the two is there and cannot be read.
-    """
-    root = Path(folder)
-    jinja, config = root / "chat_template.jinja", root / "tokenizer_config.json"
-    try:
-        if jinja.is_file():
-            return jinja.read_text(encoding="utf-8")
-        if not config.is_file():
-            return None
-        found = json.loads(config.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise GemmaryError(f"cannot read the chat template in {root}: {str(error).splitlines()[0]}") from None
-    template = found.get("chat_template") if isinstance(found, dict) else None
-    return template if isinstance(template, str) else None

@@ -65,8 +65,12 @@ class NativeEngine:
         self.max_chunk = max_chunk
         self._dtype = dtype
         self._lookup = lookup
-        with _errors():
-            self._runtime = _core.Runtime(threads or 0, isa)
+        try:
+            with _errors():
+                self._runtime = _core.Runtime(threads or 0, isa)
+        except RuntimeError as error:  # std::system_error
+            many = threads or _core.available_processors()
+            raise GemmaryError(f"the system cannot start {many} threads: {error}; ask for fewer") from error
         self._packed: dict[str, Weight] = {}
         self._formats: dict[str, int] = {}
         self._programs: dict[tuple[str, bool], _Compiled] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict
 
@@ -46,7 +46,8 @@ class SamplingParams:
     min_p: float = 0.0
     """Only tokens at least this fraction as likely as the likeliest. 0: all."""
     repetition_penalty: float = 1.0
-    """Logits of tokens of the prompt and of the text so far are divided by it, or multiplied if negative."""
+    """Logits of tokens of the prompt and of the text so far are divided by it, or multiplied if negative. 0.001 to
+    1000, so that no logit overflows."""
     seed: int | None = None
     """0 to 2**64 - 1. The same seed gives the same text, whatever else is being generated. None: a fresh one each time,
     told in `Stats.seed`."""
@@ -67,7 +68,8 @@ class SamplingParams:
             raise GemmaryError(f"no sampling option is called {unknown[0]!r}: choose from {', '.join(sorted(known))}")
         values: dict[str, Any] = dict(options)
         stop = values.get("stop", ())
-        values["stop"] = (stop,) if isinstance(stop, str | int) else tuple(stop or ())
+        one = isinstance(stop, str | bytes) or not isinstance(stop, Iterable)
+        values["stop"] = () if stop is None else (stop,) if one else tuple(stop)
         return cls(**values)
 
     def __post_init__(self) -> None:
@@ -75,7 +77,7 @@ class SamplingParams:
         _integer("top_k", self.top_k, 0)
         _number("top_p", self.top_p, 0, 1, above=True)
         _number("min_p", self.min_p, 0, 1)
-        _number("repetition_penalty", self.repetition_penalty, 0, math.inf, above=True)
+        _number("repetition_penalty", self.repetition_penalty, 0.001, 1000)
         if self.seed is not None:
             _integer("seed", self.seed, 0, 2**64 - 1)
         if self.max_tokens is not None:

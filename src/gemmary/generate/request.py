@@ -145,14 +145,16 @@ class Request:
             self.first_token_at = self.last_token_at
         logprob = self._logprob(logits, token)
         text = "" if token in self.stop_ids else self.text.push(token)
+        reason: FinishReason | None = None
         if token in self.stop_ids or self.text.stopped:
-            self.finish_reason = "stop"
+            reason = "stop"
         elif len(self.generated) == self.max_tokens:
-            self.finish_reason = "length"
-        if self.finish_reason:
+            reason = "length"
+        if reason:
             text += self.text.finish()
         value, top = (logprob.logprob, logprob.top) if logprob else (None, ())
-        self.unread.append(Piece(text, token, value, top, self.finish_reason))
+        self.unread.append(Piece(text, token, value, top, reason))
+        self.finish_reason = reason  # after the piece: a reader in another thread takes it to be the last one
 
     def _logprob(self, logits: npt.NDArray[np.float32], token: int) -> TokenLogprob | None:
         if self.params.logprobs is None:

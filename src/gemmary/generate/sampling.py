@@ -21,6 +21,8 @@ Ids = npt.NDArray[np.integer[Any]]
 
 _BLOCKS = 512
 _NUCLEUS = 1024
+_COLDEST, _HOTTEST = 1e-30, 1e30
+"""Temperatures beyond them are these: float32 would make them 0 or infinite, and 0 / 0 of the likeliest token."""
 
 
 def sample(logits: Floats, params: SamplingParams, history: Sequence[int], seed: int, index: int) -> int:
@@ -58,7 +60,8 @@ def distribution(logits: Floats, params: SamplingParams) -> tuple[Ids, Floats]:
     if 0 < params.top_k < len(logits):
         ids = np.flatnonzero(logits >= kth_largest(logits, params.top_k))
         logits = logits[ids]
-    probabilities = np.exp((logits - logits.max()) / np.float32(params.temperature))
+    temperature = np.float32(min(max(params.temperature, _COLDEST), _HOTTEST))
+    probabilities = np.exp((logits - logits.max()) / temperature)
     keep = np.ones(len(ids), dtype=bool)
     if params.top_p < 1:
         keep &= probabilities >= nucleus_edge(probabilities, params.top_p)

@@ -27,7 +27,8 @@ class Stream(Iterator[Piece]):
         try:
             while not self._request.unread:
                 if self._request.finish_reason is not None:
-                    raise StopIteration
+                    # The step that failed may have been run for another stream, by another thread.
+                    raise self._request.error or StopIteration
                 self._scheduler.advance(self._request)
         except BaseException:
             self.close()

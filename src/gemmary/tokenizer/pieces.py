@@ -121,12 +121,15 @@ def from_gguf(pieces: Pieces) -> Pieces:
 
     llama.cpp's converter rewrites them: it marks turn markers and unused pieces as control (the original matches them
     in text: user-defined), writes the runs of spaces with U+0020, and scores them -1000. All of that is undone here.
+    Files of chat models that name `<end_of_turn>` as their end get `<eos>` back: a turn's end is a marker in text.
     """
     check(pieces)
-    specials = [pieces.bos_id, pieces.eos_id, pieces.pad_id]
     types = pieces.types.copy()
-    control = np.flatnonzero(types == PieceType.CONTROL).tolist()
-    never = [i for i in control if pieces.piece_bytes(i).decode(errors="replace") in PLACEHOLDERS]
+    control = {pieces.piece_bytes(i): i for i in np.flatnonzero(types == PieceType.CONTROL).tolist()}
+    if pieces.piece_bytes(pieces.eos_id) == b"<end_of_turn>":
+        pieces = check(replace(pieces, eos_id=control.get(b"<eos>", pieces.eos_id)))
+    specials = [pieces.bos_id, pieces.eos_id, pieces.pad_id]
+    never = [control[name.encode()] for name in PLACEHOLDERS if name.encode() in control]
     types[(types == PieceType.CONTROL) | (types == PieceType.UNKNOWN)] = PieceType.USER_DEFINED
     types[specials + never] = PieceType.CONTROL
     types[pieces.unk_id] = PieceType.UNKNOWN

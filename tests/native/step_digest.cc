@@ -1,0 +1,98 @@
+#include "step_digest.h"
+
+#include <algorithm>
+#include <functional>
+#include <vector>
+
+#include "native_cases.h"
+
+namespace gemmary {
+namespace {
+
+using Floats = std::vector<float>;  // of exactly the size that a kernel may touch, so that a sanitizer sees an overrun
+
+Floats random_floats(int64_t count, uint64_t seed, float size = 1.0f) {
+  Floats out(static_cast<size_t>(count));
+  Random random(seed);
+  for (float& value : out) value = size * random.uniform();
+  return out;
+}
+
+struct Digest {
+  uint64_t value = 14695981039346656037ull;
+  void absorb(const void* data, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++) value = (value ^ static_cast<const uint8_t*>(data)[i]) * 1099511628211ull;
+  }
+  void absorb(const Floats& values) { absorb(values.data(), values.size() * sizeof(float)); }
+};
+
+void rows_and_elements(const StepKernels& kernels, Digest& digest) {
+  for (int width : {1, 5, 16, 17, 40, 256}) {
+    const int64_t rows = 3, n = rows * width;
+    const Floats x = random_floats(n, 10 + width, 4.0f), y = random_floats(n, 20 + width, 4.0f), gain = random_floats(width, 30 + width);
+    const auto each = [&](int64_t size, const std::function<void(float*)>& body) {
+      Floats out(static_cast<size_t>(size));
+      body(out.data());
+      digest.absorb(out);
+    };
+    each(n, [&](float* out) { kernels.rms_norm(x.data(), gain.data(), out, rows, width, 1e-6f); });
+    each(n, [&](float* out) { kernels.l2_normalize(x.data(), out, rows, width); });
+    each(width, [&](float* out) { kernels.mean_rows(x.data(), out, rows, width); });
+    each(n, [&](float* out) { kernels.add(x.data(), y.data(), out, n); });
+    each(n, [&](float* out) { kernels.geglu(x.data(), y.data(), out, n); });
+    each(n, [&](float* out) { kernels.softcap(x.data(), out, n, 1.5f); });
+  }
+  for (int head_dim : {2, 10, 34, 256}) {
+    const int64_t rows = 3, heads = 2;
+    Floats x = random_floats(rows * heads * head_dim, 40 + head_dim);
+    const Floats angles = random_floats(rows * head_dim, 50 + head_dim);
+    kernels.rope(x.data(), angles.data(), x.data(), rows, heads, head_dim);  // in place, as programs do
+    digest.absorb(x);
+  }
+}
+
+struct Shape {
+  int head_dim, rows, heads, window;  // window 0: all keys; the rows then see each other whole, as a prefix does
+  bool bf16;
+  float softcap;
+};
+
+// The last rows of a sequence of 100 tokens, over a ring that has wrapped or, without a window, over all of its keys.
+void attention(const StepKernels& kernels, const Shape& shape, Digest& digest) {
+  const int length = 100, stride = shape.heads * shape.head_dim, width = (shape.head_dim + 15) / 16 * 16;
+  const int64_t blocks = shape.window ? 5 : 7, kept = blocks * 16, element = shape.bf16 ? 2 : 4;
+  std::vector<uint8_t> keys(static_cast<size_t>(kept * shape.head_dim * element)), values(static_cast<size_t>(kept * width * element));
+  const KvHead kv = {keys.data(), values.data(), blocks, shape.head_dim, width, shape.bf16};
+  const Floats k = random_floats(length * shape.head_dim, 60), v = random_floats(length * shape.head_dim, 61);
+  for (int start = 0, rows = 37; start < length; start += rows) {
+    rows = std::min(rows, length - start);
+    kernels.store_kv(kv, k.data() + start * shape.head_dim, v.data() + start * shape.head_dim, shape.head_dim, start, rows);
+  }
+  std::vector<int32_t> visible;
+  for (int position = length - shape.rows; position < length; position++) {
+    visible.push_back(shape.window ? position - shape.window + 1 : 0);
+    visible.push_back(shape.window ? position : length - 1);
+  }
+  const int lowest = visible.front(), highest = visible.back(), span = (highest / 16 + 1 - lowest / 16) * 16;
+  const Floats q = random_floats(shape.rows * stride, 62, 3.0f);
+  Floats out(q.size()), scratch(static_cast<size_t>(shape.rows * shape.heads * (shape.head_dim + 1 + width + span) + 16 * std::max(shape.head_dim, 64)));
+  kernels.attend({kv, q.data(), out.data(), stride, visible.data(), shape.rows, shape.heads, 0.3f, shape.softcap, scratch.data()});
+  digest.absorb(keys.data(), keys.size());
+  digest.absorb(values.data(), values.size());
+  digest.absorb(out);
+}
+
+}  // namespace
+
+uint64_t step_digest(const StepKernels& kernels) {
+  Digest digest;
+  rows_and_elements(kernels, digest);
+  for (bool bf16 : {false, true})
+    for (int head_dim : {6, 16, 40, 256})
+      for (int rows : {1, 2, 3, 7, 13, 24})  // every tile of queries: 12, 6, 4, 2 and 1 of them
+        for (int heads : {1, 3})
+          for (int window : {0, 1, 60}) attention(kernels, {head_dim, rows, heads, window, bf16, rows % 2 ? 0.0f : 1.5f}, digest);
+  return digest.value;
+}
+
+}  // namespace gemmary
