@@ -126,7 +126,11 @@ void bind_native(nb::module_& module) {
       .def_prop_ro("length", &KvCache::length)
       .def_prop_ro("capacity", &KvCache::capacity)
       .def_prop_ro("nbytes", &KvCache::bytes)
-      .def("reset", [](KvCache& cache) { cache.set_length(0); });
+      .def("reset", &KvCache::reset)
+      .def("truncate", [](KvCache& cache, int64_t length) {
+        if (length < 0 || length > cache.length()) throw std::invalid_argument("a cache can only be cut to fewer tokens than it holds");
+        cache.truncate(length);
+      }, nb::arg("length"));
 
   using Numbers = std::vector<int>;
   using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;

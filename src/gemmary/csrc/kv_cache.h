@@ -30,7 +30,15 @@ class KvCache {
   size_t bytes() const { return bytes_; }
 
   int64_t length() const { return length_; }
-  void set_length(int64_t length) { length_ = length; }
+  void set_length(int64_t length) {
+    length_ = length;
+    if (length > written_) written_ = length;
+  }
+  // Forgets the tokens from `length` on, which must be at most the present one.
+  void truncate(int64_t length) { length_ = length; }
+  void reset() { length_ = written_ = 0; }
+  // Rings have been written up to here, perhaps beyond the present length: older positions are gone.
+  int64_t written() const { return written_; }
 
  private:
   struct Layer {
@@ -49,6 +57,7 @@ class KvCache {
   bool bf16_;
   size_t bytes_ = 0;
   int64_t length_ = 0;
+  int64_t written_ = 0;
   std::unique_ptr<void, Free> memory_;
   char* base_ = nullptr;  // the first cache line boundary in memory_
 };

@@ -32,6 +32,16 @@ class EngineInfo:
     formats: dict[str, int]
     """Bytes of weights held, by format."""
     threads: int
+    batch_invariant: bool = False
+    """A row's logits have the same bits whatever else is in the step."""
+
+
+class Cache(Protocol):
+    """Keys and values of one sequence."""
+
+    def truncate(self, length: int) -> None:
+        """Forgets the tokens from `length` on; `length` is at most what is held."""
+        ...
 
 
 class Engine(Protocol):
@@ -40,7 +50,7 @@ class Engine(Protocol):
     config: Config
     info: EngineInfo
 
-    def new_cache(self, capacity: int) -> Any:
+    def new_cache(self, capacity: int) -> Cache:
         """An empty cache for one sequence of at most `capacity` tokens. Memory goes when the last reference does."""
         ...
 

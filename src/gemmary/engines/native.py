@@ -80,7 +80,12 @@ class NativeEngine:
             self._compiled("sentence_embedding", False)
         self._bf16_cache = dtype != "float32" and set(self._formats) != {"F32"}
         self.info = EngineInfo(
-            "native", f"cpu ({self._runtime.isa})", dtype or "float32", dict(self._formats), self._runtime.threads
+            "native",
+            f"cpu ({self._runtime.isa})",
+            dtype or "float32",
+            dict(self._formats),
+            self._runtime.threads,
+            batch_invariant=True,
         )
 
     def new_cache(self, capacity: int) -> KvCache:

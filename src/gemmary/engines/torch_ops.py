@@ -72,6 +72,10 @@ class KeyValues:
         """Tokens held; the engine moves it on when a step is done."""
         self._keys, self._values = torch.empty(shape, dtype=dtype, device=device)
 
+    def truncate(self, length: int) -> None:
+        """Forgets the tokens from `length` on."""
+        self.length = min(self.length, length)
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes k and v [T, K, H] behind the tokens held; all keys and values of the layer so far [S, K, H]."""
         end = self.length + k.shape[0]

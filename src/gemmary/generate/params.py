@@ -26,6 +26,7 @@ class SamplingOptions(TypedDict, total=False):
     stop: str | int | Sequence[str | int]
     logprobs: int | None
     ignore_eos: bool
+    speculate: bool
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class SamplingParams:
     """None: no log-probabilities. n: those of the chosen token and of the n likeliest (0 to 100)."""
     ignore_eos: bool = False
     """Go on past the model's end-of-text and end-of-turn tokens, up to max_tokens (for measuring)."""
+
+    speculate: bool = True
+    """Guess tokens from the text so far and check them together (`generate/speculate.py`), on engines where that cannot
+    change the text."""
 
     @classmethod
     def of(cls, options: SamplingOptions) -> SamplingParams:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from gemmary.generate.params import SamplingParams
 from gemmary.generate.sampling import likeliest, log_softmax_at, sample
+from gemmary.generate.speculate import Lookup
 from gemmary.generate.text import TextStream
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -54,6 +55,10 @@ class Stats:
     """From submission to the first token: prefill and whatever waiting came before it."""
     seed: int
     """What `SamplingParams.seed` would repeat this text with."""
+    guessed: int = 0
+    """Tokens guessed from the text and checked (`generate/speculate.py`)."""
+    guessed_right: int = 0
+    """Those of them that were the ones to come; each saved a step."""
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -109,6 +114,12 @@ class Request:
     """Asked to end; the scheduler sees to it."""
     error: BaseException | None = None
     """Why the engine gave up, if it did."""
+    lookup: Lookup | None = None
+    """Guesses the next tokens, where the engine allows that."""
+    guess: list[int] = field(default_factory=list)
+    """Tokens that this step checks besides the one it computes."""
+    guessed: int = 0
+    guessed_right: int = 0
 
     submitted_at: float = 0.0
     started_at: float = 0.0
@@ -129,10 +140,32 @@ class Request:
         return bool(self.generated) and self.computed == self.length - 1
 
     def pending(self, count: int) -> list[int]:
-        """Up to `count` of the tokens that are not computed yet."""
-        if self.decoding:
-            return self.generated[-1:]
+        """Up to `count` of the prompt's tokens that are not computed yet."""
         return list(self.prompt[self.computed : self.computed + count])
+
+    def next_tokens(self, room: int) -> list[int]:
+        """While decoding: the last token, and up to `room` guesses of what follows it."""
+        room = min(room, self.max_tokens - len(self.generated) - 1)
+        self.guess = self.lookup.guess(room) if self.lookup is not None and room > 0 else []
+        return [self.generated[-1], *self.guess]
+
+    def take_all(self, rows: npt.NDArray[np.float32]) -> None:
+        """Takes a token from each row [1 + guesses, V] for as long as the guesses before it were right, and forgets
+        the others."""
+        right = 0
+        for row, guess in zip(rows, [*self.guess, None], strict=True):
+            self.take(row)
+            if self.finish_reason is not None or self.generated[-1] != guess:
+                break
+            right += 1
+        if self.guess and self.lookup is not None:
+            self.lookup.told(len(self.guess), right)
+            self.guessed += len(self.guess)
+            self.guessed_right += right
+            if right < len(self.guess):
+                self.computed -= len(self.guess) - right
+                self.cache.truncate(self.computed)
+            self.guess = []
 
     def take(self, logits: npt.NDArray[np.float32]) -> None:
         """Chooses the next token from its row of logits [V], and ends the request where that token ends it."""
@@ -140,6 +173,8 @@ class Request:
         history = [*self.prompt, *self.generated] if self.params.repetition_penalty != 1 else ()
         token = sample(logits, self.params, history, self.seed, index)
         self.generated.append(token)
+        if self.lookup is not None:
+            self.lookup.add(token)
         self.last_token_at = time.perf_counter()
         if index == 0:
             self.first_token_at = self.last_token_at
@@ -175,6 +210,8 @@ class Request:
             decode_s=self.last_token_at - first if self.generated else 0.0,
             first_token_s=max(0.0, first - self.submitted_at) if self.generated else 0.0,
             seed=self.seed,
+            guessed=self.guessed,
+            guessed_right=self.guessed_right,
         )
 
     def completion(self, pieces: Iterable[Piece], notices: Sequence[str] = ()) -> Completion:

@@ -12,8 +12,11 @@ from gemmary.config import Config
 from gemmary.engines import Engine
 from gemmary.errors import GemmaryError
 from gemmary.generate.request import Request
+from gemmary.generate.speculate import MOST, Lookup
 from gemmary.memory import size
 
+GUESSED_ROWS = 16
+"""Rows of a step that may be guesses, over all requests: many requests together keep the machine busy without."""
 KV_ELEMENT_BYTES = 4
 """Keys and values are budgeted as float32, the most that an engine keeps."""
 
@@ -125,12 +128,15 @@ class Scheduler:
         now = time.perf_counter()
         try:
             batch = Batch.of(self.config, [chunk for _, chunk in planned])
-            rows = iter(self.engine.step(batch, [request.cache for request, _ in planned]))
+            rows = self.engine.step(batch, [request.cache for request, _ in planned])
+            taken = 0
             for request, chunk in planned:
                 request.started_at = request.started_at or now
                 request.computed += len(chunk.tokens)
-                if chunk.outputs == "last":
-                    request.take(next(rows))
+                if chunk.outputs != "none":
+                    count = 1 + len(request.guess)
+                    request.take_all(rows[taken : taken + count])
+                    taken += count
         except BaseException as error:
             # Some caches hold half a step: none of these requests can go on.
             for request, _ in planned:
@@ -149,14 +155,18 @@ class Scheduler:
                 request.error, request.finish_reason = error, "cancelled"
                 self.waiting.popleft()
                 continue
+            if request.params.speculate and self.engine.info.batch_invariant:
+                request.lookup = Lookup(request.prompt)
             self.waiting.popleft()
             self.kv_used += request.kv_bytes
             self.running.append(request)
 
     def _plan(self) -> Sequence[tuple[Request, Chunk]]:
         """Decodes first, then prompts in order of arrival until the budget is spent."""
-        planned = [(r, Chunk(r.pending(1), r.computed)) for r in self.running if r.decoding]
-        left = max(1, self.step_tokens - len(planned))
+        decoding = [r for r in self.running if r.decoding]
+        room = min(MOST, GUESSED_ROWS // max(1, len(decoding)))
+        planned = [(r, Chunk(r.next_tokens(room), r.computed, outputs="all")) for r in decoding]
+        left = max(1, self.step_tokens - sum(len(chunk.tokens) for _, chunk in planned))
         whole_step = left
         for request in self.running:
             if request.decoding:

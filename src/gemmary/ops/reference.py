@@ -24,6 +24,10 @@ class SequenceCache:
 
     layers: dict[int, tuple[Array, Array]] = field(default_factory=dict)
 
+    def truncate(self, length: int) -> None:
+        """Forgets the tokens from `length` on."""
+        self.layers = {layer: (keys[:length], values[:length]) for layer, (keys, values) in self.layers.items()}
+
 
 @dataclass
 class StepCache:
