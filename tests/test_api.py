@@ -17,6 +17,7 @@ import gemmary
 from gemmary import api, memory
 from gemmary.chat import TEMPLATES
 from gemmary.embedding import PROMPTS
+from gemmary.engines import open_engine
 from gemmary.errors import GemmaryError
 from gemmary.loaded import Model
 from gemmary.quantize.leaves import Blocks, Dense
@@ -64,7 +65,7 @@ def test_sampling_options_are_frozen() -> None:
     fields = list(gemmary.SamplingParams.__dataclass_fields__)
     assert fields == [
         "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens", "stop", "logprobs",
-        "ignore_eos",
+        "ignore_eos", "speculate",
     ]  # fmt: skip
     from gemmary.generate import SamplingOptions
 
@@ -462,14 +463,15 @@ def test_memory_is_foreseen_for_what_the_torch_engine_holds(folder: Path, monkey
 def test_the_context_shrinks_to_what_memory_holds_and_says_so() -> None:
     config = replace(tiny_checkpoint().config, layer_types=("global",) * 7)
     notices: list[str] = []
-    per_token = config.kv_cache_bytes(1, 4)
-    assert api._fit_context(config, None, 64 * per_token, notices) == 64
+    engine = open_engine("reference", config, tiny_checkpoint().lookup)
+    per_token = engine.cache_bytes(1)
+    assert api._fit_context(engine, None, 64 * per_token, notices) == 64
     assert notices == []
-    assert api._fit_context(config, None, 30 * per_token + 1, notices) == 30
+    assert api._fit_context(engine, None, 30 * per_token + 1, notices) == 30
     assert "30 of the model's 64" in notices[0]
-    assert api._fit_context(config, None, None, notices) == 64
+    assert api._fit_context(engine, None, None, notices) == 64
     with pytest.raises(GemmaryError, match="ask for 30 or fewer"):
-        api._fit_context(config, 31, 30 * per_token, notices)
+        api._fit_context(engine, 31, 30 * per_token, notices)
 
 
 def test_available_memory_is_the_least_of_machine_and_container(tmp_path: Path) -> None:

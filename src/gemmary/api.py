@@ -19,7 +19,6 @@ from gemmary.checkpoints.tensors import tensors
 from gemmary.config import Config
 from gemmary.engines import ENGINES, Engine, open_engine
 from gemmary.errors import GemmaryError
-from gemmary.generate.scheduler import KV_ELEMENT_BYTES
 from gemmary.loaded import GemmaryWarning, Model, warn
 from gemmary.memory import available_bytes, require, size
 from gemmary.quantize import blocks
@@ -66,7 +65,7 @@ def load(
     require(needed, f"{checkpoint.name} ({held or 'as stored'})", 'try quant="int4", or a smaller model')
     built = _open_engine(engine, checkpoint.config, lookup, dtype, threads)
     kv_bytes = None if (free := available_bytes()) is None else free // 2
-    fitted = _fit_context(checkpoint.config, context, kv_bytes, notices)
+    fitted = _fit_context(built, context, kv_bytes, notices)
     model = Model(checkpoint, built, lookup=lookup, context=fitted, kv_bytes=kv_bytes, notices=notices)
     warn(notices)
     return model
@@ -163,25 +162,22 @@ def _stored_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in weights)
 
 
-def _fit_context(config: Config, context: int | None, kv_bytes: int | None, notices: list[str]) -> int:
+def _fit_context(engine: Engine, context: int | None, kv_bytes: int | None, notices: list[str]) -> int:
     """The context that was asked for, or the model's own, cut to what the key-value cache may take."""
-    most = config.context_length
+    most = engine.config.context_length
     if context is not None and (not isinstance(context, int) or not 1 <= context <= most):
         shown = f"{context:,}" if isinstance(context, int) else repr(context)
         raise GemmaryError(f"context must be from 1 to the model's own {most:,} tokens, not {shown}")
     wanted = context or most
 
-    def cost(tokens: int) -> int:
-        return config.kv_cache_bytes(tokens, KV_ELEMENT_BYTES)
-
-    fits = wanted if kv_bytes is None else bisect.bisect_right(range(1, wanted + 1), kv_bytes, key=cost)
+    fits = wanted if kv_bytes is None else bisect.bisect_right(range(1, wanted + 1), kv_bytes, key=engine.cache_bytes)
     if fits == wanted:
         return wanted
     assert kv_bytes is not None
     if context is not None or fits == 0:
         raise GemmaryError(
-            f"a context of {wanted:,} tokens needs {size(cost(wanted))} and {size(kv_bytes)} can be set aside for it: "
-            f"ask for {max(fits, 1):,} or fewer"
+            f"a context of {wanted:,} tokens needs {size(engine.cache_bytes(wanted))} and {size(kv_bytes)} can be set "
+            f"aside for it: ask for {max(fits, 1):,} or fewer"
         )
     notices.append(f"the context is {fits:,} of the model's {wanted:,} tokens: that is what memory has room for")
     return fits

@@ -130,3 +130,16 @@ def test_profile_names_every_instruction() -> None:
     assert labels[0] == "embed embed"
     assert "linear layers.0.gate+up" in labels
     assert all(seconds >= 0 for _, seconds in native.timings())
+
+
+@pytest.mark.parametrize("name", ["gemma2-q32", "gemma3-q32", "embeddinggemma-q32"])
+@pytest.mark.parametrize("capacity", [1, 40, 4000])
+def test_cache_bytes_are_what_a_cache_takes(name: str, capacity: int) -> None:
+    """But for rounding to blocks of 16 positions and 16 lanes. 4,000 tokens make rings of the windowed layers."""
+    config = TINY[name]
+    engine = NativeEngine(config, random_leaves(config), max_chunk=32)
+    told, taken = engine.cache_bytes(capacity), engine.new_cache(capacity).nbytes
+    assert told <= taken
+    if capacity == 4000 and not config.bidirectional:
+        assert taken < config.kv_bytes_per_token(4) * capacity
+        assert taken < 1.3 * told

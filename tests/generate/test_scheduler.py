@@ -106,7 +106,7 @@ def test_logprobs_do_not_depend_on_the_batch(step_tokens: int) -> None:
 
 
 def test_admission_is_first_come_first_served_and_waits_for_memory() -> None:
-    one = GEMMA3.kv_cache_bytes(10 + 5, 4)
+    one = reference().cache_bytes(10 + 5)
     engine = RecordingEngine(reference())
     scheduler = Scheduler(engine, kv_bytes=2 * one)
     requests = [request(p, ignore_eos=True, max_tokens=5) for p in prompts(10, 10, 10, 2)]
@@ -273,7 +273,7 @@ def test_a_cache_that_cannot_be_had_fails_its_own_request_only() -> None:
     ],
 )
 def test_what_can_never_run_is_refused_with_numbers(prompt: list[int], options: dict[str, Any], words: str) -> None:
-    scheduler = Scheduler(reference(), kv_bytes=GEMMA3.kv_cache_bytes(59, 4))
+    scheduler = Scheduler(reference(), kv_bytes=reference().cache_bytes(59))
     with pytest.raises(GemmaryError, match=words) as error:
         scheduler.submit(request(prompt, **options))
     assert "\n" not in str(error.value)

@@ -69,6 +69,9 @@ class ScriptedEngine:
     def new_cache(self, capacity: int) -> Any:
         return object()
 
+    def cache_bytes(self, capacity: int) -> int:
+        return 0
+
     def step(self, batch: Batch, caches: Sequence[Any], taps: dict[str, Logits] | None = None) -> Logits:
         logits = np.zeros((len(batch.outputs), self.config.vocab_size), dtype=np.float32)
         for row, output in enumerate(batch.outputs):
@@ -91,6 +94,9 @@ class RecordingEngine:
     def new_cache(self, capacity: int) -> Any:
         self.capacities.append(capacity)
         return self.inner.new_cache(capacity)
+
+    def cache_bytes(self, capacity: int) -> int:
+        return self.inner.cache_bytes(capacity)
 
     def step(self, batch: Batch, caches: Sequence[Any], taps: dict[str, Logits] | None = None) -> Logits:
         assert len(caches) == len(batch.sequences)

@@ -43,6 +43,8 @@ def describe(model: Model) -> str:
 def speed(stats: Stats) -> str:
     """What a generation took, on one line."""
     decode = f" at {stats.decode_tokens_per_s:.1f} tokens/s" if stats.completion_tokens > 1 else ""
+    if stats.guessed_right:
+        decode += f", {stats.guessed_right} of them guessed from the text"
     return (
         f"{stats.completion_tokens} token{'s' if stats.completion_tokens != 1 else ''}{decode} · "
         f"prompt {stats.prompt_tokens} tokens at {stats.prefill_tokens_per_s:.1f} tokens/s · "

@@ -54,6 +54,10 @@ class Engine(Protocol):
         """An empty cache for one sequence of at most `capacity` tokens. Memory goes when the last reference does."""
         ...
 
+    def cache_bytes(self, capacity: int) -> int:
+        """The most memory that `new_cache(capacity)` comes to hold."""
+        ...
+
     def step(self, batch: Batch, caches: Sequence[Any], taps: dict[str, Logits] | None = None) -> Logits:
         """Runs the batch; caches[s] belongs to batch.sequences[s] and takes its keys. Logits [R, V], float32.
 

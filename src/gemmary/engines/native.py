@@ -117,7 +117,14 @@ class NativeEngine:
         """Seconds spent in each instruction since `profile(True)`, in the order of execution."""
         return [pair for (_, tapped), c in self._programs.items() if not tapped for pair in c.program.profile()]
 
-    def _cache(self, capacity: int, *, shared: bool) -> KvCache:
+    def cache_bytes(self, capacity: int) -> int:
+        """See `Engine.cache_bytes`. Windowed layers keep little more than their window."""
+        element = 2 if self._bf16_cache else 4
+        kept = sum(min(positions, capacity) for positions in self._positions(capacity))
+        return 2 * self.config.kv_size * element * kept
+
+    def _positions(self, capacity: int) -> list[int]:
+        """How many of the latest positions each layer keeps."""
         config = self.config
         positions = []
         for kind in config.layer_types:
@@ -125,6 +132,11 @@ class NativeEngine:
             ring = window is not None and not config.bidirectional and capacity > window + self.max_chunk
             # 16 more: the oldest block of a ring is partly overwritten.
             positions.append(window + self.max_chunk + 16 if ring and window is not None else capacity)
+        return positions
+
+    def _cache(self, capacity: int, *, shared: bool) -> KvCache:
+        config = self.config
+        positions = self._positions(capacity)
         with _errors(f"a cache for {capacity} tokens"):
             return _core.KvCache(positions, config.num_kv_heads, config.head_dim, capacity, self._bf16_cache, shared)
 

@@ -28,6 +28,10 @@ class ReferenceEngine:
     def new_cache(self, capacity: int) -> SequenceCache:
         return SequenceCache()
 
+    def cache_bytes(self, capacity: int) -> int:
+        """See `Engine.cache_bytes`. Every key of every layer is kept, in float32."""
+        return self.config.kv_bytes_per_token(4) * capacity
+
     def step(self, batch: Batch, caches: Sequence[SequenceCache], taps: dict[str, Logits] | None = None) -> Logits:
         for sequence, rows in zip(caches, batch.sequences, strict=True):
             held = len(sequence.layers[0][0]) if sequence.layers else 0

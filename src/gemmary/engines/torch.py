@@ -65,6 +65,10 @@ class TorchEngine:
     def new_cache(self, capacity: int) -> KeyValues:
         return KeyValues(self.config, capacity, self.dtype, self.device)
 
+    def cache_bytes(self, capacity: int) -> int:
+        """See `Engine.cache_bytes`. Windows save work here, not memory: every key of every layer is kept."""
+        return self.config.kv_bytes_per_token(self.dtype.itemsize) * capacity
+
     def step(self, batch: Batch, caches: Sequence[KeyValues], taps: dict[str, Logits] | None = None) -> Logits:
         if self.config.pooled_dense:
             raise GemmaryError("an embedding model has no next-token scores: use its embeddings")

@@ -17,9 +17,6 @@ from gemmary.memory import size
 
 GUESSED_ROWS = 16
 """Rows of a step that may be guesses, over all requests: many requests together keep the machine busy without."""
-KV_ELEMENT_BYTES = 4
-"""Keys and values are budgeted as float32, the most that an engine keeps."""
-
 
 STEP_TOKENS = 512
 """The most tokens of one sequence that a step is given, but for a prefix that cannot be cut. Engines whose windowed
@@ -29,7 +26,8 @@ layers keep a ring of keys size it for this."""
 class Scheduler:
     """Owns an engine. Any thread may submit, cancel and advance; one at a time runs a step, under `lock`.
 
-    Each step every decoding request gets its one token; what is left of `step_tokens` (at least one) goes to prompts,
+    Each step every decoding request gets its next token, and more where guesses of what follows prove right
+    (`speculate.py`); what is left of `step_tokens` (at least one) goes to prompts,
     in the order they came. Requests are admitted first come, first served, while there are fewer than `max_sequences`
     of them and their caches, at full length, fit into `kv_bytes` (None: no limit); the others wait.
     """
@@ -75,7 +73,7 @@ class Scheduler:
             wrong = low if low < 0 else high
             raise GemmaryError(f"token id {wrong} is outside the vocabulary (0 to {self.config.vocab_size - 1})")
         request.max_tokens = asked if asked is not None else self.context - prompt
-        request.kv_bytes = self.config.kv_cache_bytes(prompt + request.max_tokens, KV_ELEMENT_BYTES)
+        request.kv_bytes = self.engine.cache_bytes(prompt + request.max_tokens)
         if self.kv_bytes is not None and request.kv_bytes > self.kv_bytes:
             raise GemmaryError(
                 f"{prompt + request.max_tokens:,} tokens need {size(request.kv_bytes)} of key-value cache and "
