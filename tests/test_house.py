@@ -90,7 +90,7 @@ ALLOWED: dict[str, set[str]] = {
     "ops": {"quantize.leaves"},
     "model": {"config", "ops.spec"},
     "batch": {"config", "model.masks"},
-    "tokenizer": {"errors"},
+    "tokenizer": {"errors", "files"},
     "chat": {"errors", "tokenizer"},
     "checkpoints": {"_core", "config", "errors", "files", "memory", "quantize", "tokenizer", "zoo"},
     "engines": {"_core", "batch", "checkpoints.tensors", "config", "errors", "model", "ops", "quantize"},

@@ -80,7 +80,7 @@ class ScriptedEngine:
         return logits
 
     def embed(self, batch: Batch, taps: dict[str, Logits] | None = None) -> Logits:
-        raise NotImplementedError
+        raise AssertionError("a scripted engine embeds nothing")
 
 
 class RecordingEngine:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemmary.errors import GemmaryError
+from gemmary.files import atomic_file
 from gemmary.tokenizer.pieces import MAX_PIECES, PLACEHOLDERS, SPACE, Pieces, PieceType, pack
 
 _MAX_JSON_BYTES = 1 << 28
@@ -32,29 +31,6 @@ def read_limited(path: Path, limit: int) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise GemmaryError(f"cannot read {path}: {error.strerror}") from None
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a whole file or nothing: a temporary file beside it, synchronised, then renamed over it."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise GemmaryError(f"cannot write {path}: {error.strerror}") from None
 
 
 def read_tokenizer_json(path: Path) -> Pieces:
@@ -187,7 +163,8 @@ def write_tokenizer_json(path: Path, pieces: Pieces) -> None:
             "merges": _merges(strings, pieces.scores),
         },
     }
-    write_atomic(path, json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode())
+    with atomic_file(path) as file:
+        file.write(json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode())
 
 
 def _merges(strings: list[str], scores: NDArray[np.float32]) -> list[str]:
@@ -221,4 +198,5 @@ def write_tokenizer_config(path: Path, pieces: Pieces, chat_template: str | None
     }
     if chat_template is not None:
         config["chat_template"] = chat_template
-    write_atomic(path, (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode())
+    with atomic_file(path) as file:
+        file.write((json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode())

@@ -13,6 +13,7 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from gemmary.errors import GemmaryError
+from gemmary.files import atomic_file
 from gemmary.tokenizer import huggingface, proto
 from gemmary.tokenizer import pieces as vocabulary
 from gemmary.tokenizer.decode import StreamDecoder
@@ -167,8 +168,11 @@ class Tokenizer:
         """Writes `tokenizer.model`, `tokenizer.json` and `tokenizer_config.json`, each atomically, so that
         SentencePiece and transformers' AutoTokenizer load it. The folder must exist."""
         target = Path(folder)
+        if not target.is_dir():  # a mistyped folder is not made
+            raise GemmaryError(f"cannot write {target / 'tokenizer.model'}: No such file or directory")
         parts = self.to_pieces()
-        huggingface.write_atomic(target / "tokenizer.model", self._model)
+        with atomic_file(target / "tokenizer.model") as file:
+            file.write(self._model)
         huggingface.write_tokenizer_json(target / "tokenizer.json", parts)
         huggingface.write_tokenizer_config(target / "tokenizer_config.json", parts, chat_template)
 
