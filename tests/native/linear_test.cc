@@ -92,13 +92,18 @@ void check_reference(const Case& c, const PackedView& w, const std::vector<doubl
   }
 }
 
-int place_of(const ActivationGroup& group) { return static_cast<int>((group.place & 255) + 4 * (group.place >> 8)); }
-
-// Input `at` of quantized activations, rows one after another.
-double dequantized(const QuantizedActivations& q, int64_t at) {
-  const ActivationGroup& group = q.data[at / 32];
-  if (place_of(group) == at % 32) return group.outlier;
-  return static_cast<double>(group.codes[at % 32]) * static_cast<double>(group.scale);
+// Row t of quantized activations as numbers.
+std::vector<double> dequantized(const QuantizedActivations& q, int64_t t) {
+  std::vector<double> row(static_cast<size_t>(q.groups * 32));
+  for (size_t k = 0; k < row.size(); k++) {
+    const ActivationGroup& group = q.data[t * q.groups + static_cast<int64_t>(k) / 32];
+    row[k] = static_cast<double>(group.codes[k % 32]) * static_cast<double>(group.scale);
+  }
+  for (int32_t i = 0; i < q.ends[(t + 1) * q.spans - 1]; i++) {
+    const Outlier& outlier = q.outliers[t * q.groups + i];
+    row[outlier.input] = outlier.value;
+  }
+  return row;
 }
 
 void check_linear(const Case& c) {
@@ -134,10 +139,12 @@ void check_linear(const Case& c) {
     if (isa == Isa::Scalar) {
       expected = y;
       absorb(y.data(), y.size() * 4);
-      std::vector<double> exact_x(static_cast<size_t>(c.m * c.k));
-      for (int64_t t = 0; t < c.m; t++)
-        for (int64_t k = 0; k < c.k; k++)
-          exact_x[t * c.k + k] = a.q.data ? dequantized(a.q, t * c.k + k) : x[t * ldx + k];
+      std::vector<double> exact_x;
+      for (int64_t t = 0; t < c.m; t++) {
+        const std::vector<double> row =
+            a.q.data ? dequantized(a.q, t) : std::vector<double>(x + t * ldx, x + t * ldx + c.k);
+        exact_x.insert(exact_x.end(), row.begin(), row.end());
+      }
       check_reference(c, w, exact_x, y.data(), ldy);
     }
     const auto same = [&](const std::vector<float>& other, const char* what) {
@@ -174,7 +181,7 @@ void check_all_linear(bool brief) {
 }
 
 void check_activations() {
-  constexpr int64_t kRows = 40, kCols = 96;
+  constexpr int64_t kRows = 40, kCols = 96, kGroups = kCols / 32;
   std::vector<float> x(kRows * kCols);
   Random random(3);
   for (size_t i = 0; i < x.size(); i++) {
@@ -184,6 +191,7 @@ void check_activations() {
                                                    : i % 96 < 64 ? any & 0xfeffffff
                                                                  : any);  // subnormal; finite; anything
   }
+  int found = 0;
   std::vector<uint8_t> expected;
   for (Isa isa : isas()) {
     const size_t bytes = quantized_activations_bytes(kRows, kCols);
@@ -191,7 +199,8 @@ void check_activations() {
     std::memset(buffer.data, 0, bytes);
     const QuantizedActivations q = quantized_activations_at(buffer.data, kRows, kCols);
     kernels_for(isa).quantize_activations(x.data(), kCols, q, 0, kRows);
-    for (int64_t g = 0; g < kRows * kCols / 32; g++) {
+    int32_t outliers = 0;
+    for (int64_t g = 0; g < kRows * kGroups; g++) {
       ActivationGroup& got = q.data[g];
       int sums[2] = {0, 0};
       for (int i = 0; i < 32; i++) sums[i / 16] += got.codes[i];
@@ -199,20 +208,30 @@ void check_activations() {
             isa_name(isa));
       const float* group = &x[g * 32];
       int place = 0;
-      float largest = 0;
+      float second = 0;
       bool nan = false;
       for (int i = 0; i < 32; i++) nan |= std::isnan(group[i]);
-      for (int i = 1; i < 32 && !nan; i++) place = std::fabs(group[i]) > std::fabs(group[place]) ? i : place;
-      if (nan) place = place_of(got);
-      CHECK(place_of(got) == place && std::bit_cast<uint32_t>(got.outlier) == std::bit_cast<uint32_t>(group[place]) &&
-                got.codes[place] == 0,
-            "outlier of group %ld on %s", long(g), isa_name(isa));
+      for (int i = 1; i < 32; i++) place = std::fabs(group[i]) > std::fabs(group[place]) ? i : place;
       for (int i = 0; i < 32; i++)
-        if (i != place) largest = std::isnan(group[i]) ? group[i] : std::fmax(largest, std::fabs(group[i]));
-      CHECK(nan ? std::isnan(got.outlier) : got.scale == largest / 127, "scale of group %ld on %s", long(g),
-            isa_name(isa));
-      for (int i = 0; i < 32 && g < kRows * kCols / 64; i++) {
-        const int code = got.scale == 0 || i == place ? 0 : static_cast<int>(std::nearbyint(group[i] / got.scale));
+        if (i != place) second = std::fmax(second, std::fabs(group[i]));
+      const float largest = std::fabs(group[place]);
+      const bool apart = !nan && second + second < largest;
+      if (g % kGroups == 0) outliers = 0;
+      if (apart) {
+        const Outlier& outlier = q.outliers[g / kGroups * kGroups + outliers++];
+        CHECK(outlier.input == g % kGroups * 32 + place && got.codes[place] == 0 &&
+                  std::bit_cast<uint32_t>(outlier.value) == std::bit_cast<uint32_t>(group[place]),
+              "outlier of group %ld on %s", long(g), isa_name(isa));
+        found++;
+      }
+      CHECK(q.ends[g / kGroups] >= outliers, "outliers of group %ld on %s", long(g), isa_name(isa));
+      if (g % kGroups == kGroups - 1)
+        CHECK(q.ends[g / kGroups] == outliers, "outliers of the row of group %ld on %s", long(g), isa_name(isa));
+      CHECK(nan ? std::isnan(got.scale) : got.scale == (apart ? second : largest) / 127, "scale of group %ld on %s",
+            long(g), isa_name(isa));
+      for (int i = 0; i < 32 && g < kRows * kGroups / 2; i++) {
+        const int code =
+            got.scale == 0 || (apart && i == place) ? 0 : static_cast<int>(std::nearbyint(group[i] / got.scale));
         CHECK(got.codes[i] == code, "code of group %ld on %s", long(g), isa_name(isa));
       }
       if (std::isnan(got.scale)) got.scale = 0;  // which NaN it is may differ
@@ -220,6 +239,7 @@ void check_activations() {
     if (expected.empty()) expected.assign(buffer.data, buffer.data + bytes);
     CHECK(std::memcmp(expected.data(), buffer.data, bytes) == 0, "activations on %s", isa_name(isa));
   }
+  CHECK(found > 10, "too few outliers to test: %d", found);
   absorb(expected.data(), expected.size());
 }
 

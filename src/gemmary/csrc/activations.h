@@ -5,22 +5,30 @@
 
 namespace gemmary {
 
-// Each group keeps its largest value apart, exactly: x[t, k] is the group's outlier where k is its place, and elsewhere about
-// code * scale with scale = (largest of the others) / 127 and code = x / scale rounded to nearest even. One value a group costs an eighth
-// more integer work and takes six sevenths of the error away: a Gemma group often has one channel that dwarfs the rest. Of equals the
-// first is the outlier, whose code is 0. An all-zero rest has scale 0 and codes 0; a NaN makes the outlier or the scale NaN.
-struct alignas(16) ActivationGroup {
+// The rest of a group: x[t, k] is about code * scale, with scale = (largest |x| of the group) / 127 and code = x / scale rounded to nearest
+// even. An all-zero group has scale 0; a NaN makes the scale NaN.
+struct alignas(8) ActivationGroup {
   int8_t codes[kGroup];
   float scale;
   int32_t sums;     // the exact sums of the two halves of 16 codes, in the low and high 16 bits
-  float outlier;
-  uint32_t place;   // the outlier is input 4v + i of the group: i | v << 8
 };
 
-// [T, K / 32], row after row.
+// A value that more than twice exceeds every other of its group is kept apart, exactly, with code 0 in the group, whose scale is then that
+// of the others. In a Gemma about every fourth group has one, often always in the same channel, which would take the precision from the
+// rest; keeping them takes three quarters of the error away.
+struct Outlier {
+  float value;
+  int32_t input;    // k
+};
+
+// Inputs between two visits to the outliers: part of the order of accumulation (linear.h).
+constexpr int64_t kSpanGroups = 32;
+
 struct QuantizedActivations {
-  int64_t groups;   // K / 32
-  ActivationGroup* data;
+  int64_t groups, spans;   // K / 32, and that / 32 rounded up
+  ActivationGroup* data;   // [T, groups]
+  Outlier* outliers;       // [T, groups], of which each row uses as many of its first as it has
+  int32_t* ends;           // [T, spans]: how many outliers a row has up to the end of each span
 };
 
 // A view of `buffer`, 64-byte aligned and of quantized_activations_bytes(rows, cols) bytes; cols is a multiple of 32.

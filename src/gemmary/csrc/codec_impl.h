@@ -15,10 +15,11 @@ struct CodecOf {
   static constexpr int kBits = kBits_, kGroupBytes = kGroupBytes_, kTwoBitShift = kTwoBitShift_, kOneBitShift = kOneBitShift_;
   static constexpr int kZero = kZero_, kHalves = kHalves_, kScaleBytes = kScaleBytes_;
   static constexpr bool kNibbles = kNibbles_, kSubScales = kSubScales_, kMin = kMin_;
+  static constexpr int kUnpackedCodeBytes = 8 * sizeof(typename Dot<kBits>::Code);
   static constexpr int kUnpackedScaleBytes = 64 * (1 + kMin + kSubScales + (kMin && kSubScales));
-  static constexpr int kUnpackedBytes = 512 + kUnpackedScaleBytes;
+  static constexpr int kUnpackedBytes = kUnpackedCodeBytes + kUnpackedScaleBytes;
 };
-constexpr int64_t kMaxUnpackedBytes = 512 + 256;
+constexpr int64_t kMaxUnpackedBytes = 1024 + 64;  // 8-bit codes kept in two forms; K-quants need 512 + 256
 
 template <Format F> struct Codec;
 template <> struct Codec<Format::Q4_0> : CodecOf<4, 256, true, -1, -1, 8, 1, false, false, 32> {};
@@ -32,8 +33,10 @@ template <> struct Codec<Format::Q4_K> : CodecOf<4, 256, true, -1, -1, 0, 1, tru
 template <> struct Codec<Format::Q5_K> : CodecOf<5, 320, true, -1, 4, 0, 1, true, true, 256> {};
 template <> struct Codec<Format::Q6_K> : CodecOf<6, 384, true, 4, -1, 32, 2, true, false, 288> {};
 
+template <Format F> using CodeOf = typename Dot<Codec<F>::kBits>::Code;
+
 // Vector V of a group (0..7), ready for Dot.
-template <Format F, int V> GEMMARY_INLINE Bytes64 load_code(const uint8_t* group) {
+template <Format F, int V> GEMMARY_INLINE CodeOf<F> load_code(const uint8_t* group) {
   using C = Codec<F>;
   if constexpr (C::kBits == 8) {
     return Dot<8>::prepare(load_bytes(group + 64 * V));
@@ -50,7 +53,7 @@ template <Format F, int V> GEMMARY_INLINE Bytes64 load_code(const uint8_t* group
   }
 }
 // The same for a v that unrolling makes a constant.
-template <Format F> GEMMARY_INLINE Bytes64 load_code(const uint8_t* group, int v) {
+template <Format F> GEMMARY_INLINE CodeOf<F> load_code(const uint8_t* group, int v) {
   switch (v) {
     case 0: return load_code<F, 0>(group);
     case 1: return load_code<F, 1>(group);
@@ -64,7 +67,7 @@ template <Format F> GEMMARY_INLINE Bytes64 load_code(const uint8_t* group, int v
 }
 
 // Vector v of a group, for a v that is known only at run time, 0..7.
-template <Format F> GEMMARY_INLINE Bytes64 load_any_code(const uint8_t* group, int v) {
+template <Format F> GEMMARY_INLINE CodeOf<F> load_any_code(const uint8_t* group, int v) {
   using C = Codec<F>;
   if constexpr (C::kBits == 8) {
     return Dot<8>::prepare(load_bytes(group + 64 * v));

@@ -1,13 +1,13 @@
 // The matrix product, y[t, n] = sum over k of weight[n, k] * x[t, k], with the same bits on every instruction set, for any range of
 // rows or panels, in any order: each output is one chain of fused multiply-adds over ascending k.
 //   float weights (F32, BF16, F16, widened exactly):  acc = fma(w[k], x[k], acc) for each k
-//   quantized weights and activations: group after group of 32 inputs, with integer sums exact, xs the scale of the group's activations,
-//   x their codes and xo the outlier kept apart, at place o (activations.h):
-//     Q4_0 Q5_0 Q8_0   acc = fma(fma(float(q[o] - zero), xo, float(sum (q - zero) x) * xs), d, acc)
-//     Q6_K Q3_K        the same with every (q - zero) times its sub-block's scale
-//     Q4_1 Q5_1        as above with zero = 0, then acc = fma(fma(1, xo, float(sum x) * xs), m, acc)
-//     Q4_K Q5_K Q2_K   as above with every q times its sub-block's scale,
-//                      then acc = fma(fma(float(min[o]), xo, float(sum min x) * xs), -dmin, acc)
+//   quantized weights and activations: span after span of 1,024 inputs, in each first all groups of 32, then all outliers (activations.h).
+//     A group, with its integer sums exact, x the codes of the activations and xs their scale:
+//       Q4_0 Q5_0 Q8_0   acc = fma(float(sum (q - zero) x) * d, xs, acc)
+//       Q6_K Q3_K        the same with every (q - zero) times its sub-block's scale
+//       Q4_1 Q5_1        acc = fma(fma(float(sum q x), d, float(sum x) * m), xs, acc)
+//       Q4_K Q5_K Q2_K   the same with every q times its sub-block's scale, sum x times its sub-block's min, and m = -dmin
+//     An outlier of value xo is a group of one input: the same formula with x = 1 and xo for xs.
 // Every integer sum is below 2^24 in magnitude (the largest is Q6_K's, 32 * 128 * 32 * 127), so its conversion to float32
 // is exact too.
 #pragma once

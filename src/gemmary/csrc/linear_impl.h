@@ -7,12 +7,11 @@
 
 namespace gemmary::GEMMARY_ISA {
 
-// Inputs between two visits to the accumulators in y: what is unpacked at once must stay in the nearest caches.
-constexpr int64_t kBlockGroups = 32;   // 1,024 inputs: at most 24.5 KB of codes and scales for a panel
-constexpr int64_t kBlockInputs = 512;  // 32 KB of float32 weights for a panel
-// How far ahead of the group in work a matrix-vector product asks for weights.
-constexpr int kPrefetchBytes = 4096;
-static_assert(kBlockGroups * kMaxUnpackedBytes * Tiles::kIntPanels <= int64_t{kLinearScratchBytes});
+// How far ahead of the group in work a matrix-vector product asks for weights, and the most that the nearest cache should be asked to hold.
+constexpr size_t kPrefetchBytes = 4096, kMaxPrefetchBytes = 16384;
+// Inputs of float weights between two visits to the accumulators in y: 32 KB for a panel.
+constexpr int64_t kBlockInputs = 512;
+static_assert(kSpanGroups * kMaxUnpackedBytes * Tiles::kIntPanels <= int64_t{kLinearScratchBytes});
 static_assert(kBlockInputs * 64 * Tiles::kFloatPanels <= int64_t{kLinearScratchBytes});
 
 // Where a tile of y is: MR rows from `y`, ldy apart, of NV panels, the last of which has `last` rows of the weight.
@@ -44,12 +43,7 @@ template <int MR, int NV> GEMMARY_INLINE void store_tile(const F32x16 (&acc)[MR]
 
 // ---- Quantized weights.
 
-// The rows of x that a tile reads, from its first group on.
-struct QuantizedRows {
-  const ActivationGroup* first;
-  int64_t groups;  // from one row to the next
-};
-GEMMARY_INLINE QuantizedRows rows_from(const QuantizedActivations& q, int64_t t) { return {q.data + t * q.groups, q.groups}; }
+constexpr int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
 
 // An integer of each row as the low int16 of a pair where `vector` is in the first half of a group, as the high one otherwise.
 template <int kHalves> GEMMARY_INLINE I32x16 in_half(I32x16 a, int vector) {
@@ -58,22 +52,42 @@ template <int kHalves> GEMMARY_INLINE I32x16 in_half(I32x16 a, int vector) {
   return select(less(broadcast_i32(vector), broadcast_i32(4)), low, shl<16>(a));
 }
 
-// Where a group's codes come from: vector v of panel n, with v a constant after unrolling, or any v.
-template <Format F> struct PackedCodes {
-  const uint8_t* group;
-  size_t panel_bytes;
-  GEMMARY_INLINE Bytes64 vector(int n, int v) const { return load_code<F>(group + n * panel_bytes, v); }
-  GEMMARY_INLINE Bytes64 any(int n, int v) const { return load_any_code<F>(group + n * panel_bytes, v); }
-};
-template <int NV> struct UnpackedCodes {
-  const uint8_t* group;
-  GEMMARY_INLINE Bytes64 vector(int n, int v) const { return load_bytes(group + 64 * (NV * v + n)); }
-  GEMMARY_INLINE Bytes64 any(int n, int v) const { return vector(n, v); }
+// NV panels side by side as they are packed, `first` being the first one.
+template <Format F> struct PackedPanels {
+  const uint8_t* first;
+  size_t panel_bytes, scale_offset;
+  GEMMARY_INLINE const uint8_t* group(int n, int64_t g) const { return first + n * panel_bytes + g * Codec<F>::kGroupBytes; }
+  GEMMARY_INLINE CodeOf<F> code(int n, int64_t g, int v) const { return load_code<F>(group(n, g), v); }          // v constant after unrolling
+  GEMMARY_INLINE CodeOf<F> any_code(int n, int64_t g, int v) const { return load_any_code<F>(group(n, g), v); }  // any v
+  GEMMARY_INLINE void scales(GroupScales& s, int n, int64_t g, bool all) const { load_scales<F>(s, first + n * panel_bytes + scale_offset, g, all); }
 };
 
-// One group of the tile; scales[n] are those of panel n.
-template <Format F, int MR, int NV, class Code>
-GEMMARY_INLINE void accumulate_group(F32x16 (&acc)[MR][NV], const Code& code, const GroupScales (&scales)[NV], const ActivationGroup* x, int64_t groups) {
+// The same, unpacked into scratch from group g0 on: for each group the codes, vector by vector, then the scales.
+template <Format F, int NV> struct UnpackedPanels {
+  using Code = CodeOf<F>;
+  uint8_t* first;
+  int64_t g0;
+  GEMMARY_INLINE uint8_t* group(int64_t g) const { return first + (g - g0) * (Codec<F>::kUnpackedBytes * NV); }
+  GEMMARY_INLINE uint8_t* scales_at(int n, int64_t g) const { return group(g) + Codec<F>::kUnpackedCodeBytes * NV + Codec<F>::kUnpackedScaleBytes * n; }
+  GEMMARY_INLINE Code& code(int n, int64_t g, int v) const { return reinterpret_cast<Code*>(group(g))[NV * v + n]; }
+  GEMMARY_INLINE CodeOf<F> any_code(int n, int64_t g, int v) const { return code(n, g, v); }
+  GEMMARY_INLINE void scales(GroupScales& s, int n, int64_t g, bool) const { s = reload_scales<F>(scales_at(n, g)); }
+
+  void unpack(const PackedPanels<F>& from, int64_t count) const {
+    for (int64_t g = g0; g < g0 + count; g++)
+      for (int n = 0; n < NV; n++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < 8; v++) code(n, g, v) = from.code(n, g, v);
+        GroupScales s{};
+        from.scales(s, n, g, true);
+        keep_scales<F>(s, scales_at(n, g));
+      }
+  }
+};
+
+// Group g of the tile; scales[n] are those of panel n; x is the group of the first row, others are `groups` apart.
+template <Format F, int MR, int NV, class Panels>
+GEMMARY_INLINE void accumulate_group(F32x16 (&acc)[MR][NV], const Panels& panels, int64_t g, const GroupScales (&scales)[NV], const ActivationGroup* x, int64_t groups) {
   using C = Codec<F>;
   using D = Dot<C::kBits>;
   constexpr int kHalf = C::kHalves == 2 ? 4 : 8, kChunk = D::kChunk < kHalf ? D::kChunk : kHalf;
@@ -85,9 +99,9 @@ GEMMARY_INLINE void accumulate_group(F32x16 (&acc)[MR][NV], const Code& code, co
     for (int step = start; step < start + kChunk; step++) {
       // A byte's two nibbles together, unless they belong to halves with different scales.
       const int v = C::kHalves == 1 ? step / 2 + step % 2 * 4 : step;
-      Bytes64 w[NV];
+      CodeOf<F> w[NV];
 #pragma GCC unroll 4
-      for (int n = 0; n < NV; n++) w[n] = code.vector(n, v);
+      for (int n = 0; n < NV; n++) w[n] = panels.code(n, g, v);
 #pragma GCC unroll 16
       for (int i = 0; i < MR; i++) {
         const Quad q = broadcast_quad(x[i * groups].codes + 4 * v);
@@ -108,91 +122,124 @@ GEMMARY_INLINE void accumulate_group(F32x16 (&acc)[MR][NV], const Code& code, co
       }
     }
   }
-  constexpr int kZero = C::kZero + D::kOffset;
+  constexpr int kZero = C::kZero + D::kOffset, kShift = log2_of(kZero);
+  static_assert(kZero == 0 || kZero == 1 << kShift);
 #pragma GCC unroll 16
   for (int i = 0; i < MR; i++) {
     const ActivationGroup& from = x[i * groups];
     const I32x16 sums = broadcast_i32(from.sums);
-    const F32x16 xs = broadcast(from.scale), outlier = broadcast(from.outlier);
-    const int vector = static_cast<int>(from.place >> 8);
+    const F32x16 xs = broadcast(from.scale);
 #pragma GCC unroll 4
     for (int n = 0; n < NV; n++) {
-      I32x16 t = total[i][n], c = D::pick(code.any(n, vector), from.place);
-      if constexpr (kZero != 0) c = c - broadcast_i32(kZero);
-      if constexpr (kZero != 0 && C::kSubScales) t = t - broadcast_i32(kZero) * pair_dot(scales[n].scale, sums);
+      I32x16 t = total[i][n];
+      if constexpr (kZero != 0 && C::kSubScales) t = t - shl<kShift>(pair_dot(scales[n].scale, sums));
       else if constexpr (kZero != 0) t = t - pair_dot(broadcast_i32(kZero | kZero << 16), sums);
-      if constexpr (C::kSubScales) c = pair_dot(scales[n].scale, in_half<C::kHalves>(c, vector));
-      acc[i][n] = fma(fma(to_f32(c), outlier, to_f32(t) * xs), scales[n].d, acc[i][n]);
-      if constexpr (C::kMin) {
-        const I32x16 mins = C::kSubScales ? scales[n].min : broadcast_i32(0x10001);
-        const I32x16 min = pair_dot(mins, in_half<C::kHalves>(broadcast_i32(1), vector));
-        acc[i][n] = fma(fma(to_f32(min), outlier, to_f32(pair_dot(mins, sums)) * xs), scales[n].m, acc[i][n]);
-      }
+      F32x16 sum;
+      if constexpr (C::kMin) sum = fma(to_f32(t), scales[n].d, to_f32(pair_dot(C::kSubScales ? scales[n].min : broadcast_i32(0x10001), sums)) * scales[n].m);
+      else sum = to_f32(t) * scales[n].d;
+      acc[i][n] = fma(sum, xs, acc[i][n]);
     }
   }
 }
 
-// One row of x against NV panels, codes taken straight from the packed weight: a matrix-vector product reads each weight once.
-template <Format F, int NV> static void vector_panels(const PackedView& w, const uint8_t* panel, const ActivationGroup* x, const Output& o) {
+// The outliers from `from` to `to` of one row of x.
+template <Format F, int NV, class Panels> GEMMARY_INLINE void accumulate_outliers(F32x16 (&acc)[NV], const Panels& panels, const Outlier* from, const Outlier* to) {
   using C = Codec<F>;
-  const uint8_t* group = panel;
-  const uint8_t* scales = panel + w.scale_offset;
+  for (; from < to; from++) {
+    const int64_t g = from->input / kGroup;
+    const int vector = from->input % kGroup / 4;
+    const F32x16 value = broadcast(from->value);
+#pragma GCC unroll 4
+    for (int n = 0; n < NV; n++) {
+      GroupScales s{};
+      panels.scales(s, n, g, true);
+      I32x16 c = Dot<C::kBits>::pick(panels.any_code(n, g, vector), static_cast<uint32_t>(from->input % 4));
+      if constexpr (C::kZero + Dot<C::kBits>::kOffset != 0) c = c - broadcast_i32(C::kZero + Dot<C::kBits>::kOffset);
+      if constexpr (C::kSubScales) c = pair_dot(s.scale, in_half<C::kHalves>(c, vector));
+      F32x16 w;
+      if constexpr (C::kMin) {
+        const I32x16 min = pair_dot(C::kSubScales ? s.min : broadcast_i32(0x10001), in_half<C::kHalves>(broadcast_i32(1), vector));
+        w = fma(to_f32(c), s.d, to_f32(min) * s.m);
+      } else {
+        w = to_f32(c) * s.d;
+      }
+      acc[n] = fma(w, value, acc[n]);
+    }
+  }
+}
+
+struct OutlierRange {
+  const Outlier *from, *to;
+};
+GEMMARY_INLINE OutlierRange outliers_of(const QuantizedActivations& q, int64_t t, int64_t span) {
+  const Outlier* row = q.outliers + t * q.groups;
+  const int32_t* ends = q.ends + t * q.spans;
+  return {row + (span > 0 ? ends[span - 1] : 0), row + ends[span]};
+}
+
+// Row t of x against NV panels, codes taken straight from the packed weight: a matrix-vector product reads each weight once.
+template <Format F, int NV> static void vector_panels(const PackedView& w, const uint8_t* first, const QuantizedActivations& q, int64_t t, const Output& o) {
+  using C = Codec<F>;
+  const PackedPanels<F> panels{first, w.panel_bytes, w.scale_offset};
+  const ActivationGroup* x = q.data + t * q.groups;
   F32x16 acc[1][NV];
   load_tile<1, NV>(acc, o, true);
   GroupScales s[NV] = {};
-  const int64_t groups = w.cols / kGroup;
-  for (int64_t g = 0; g < groups; g++, group += C::kGroupBytes) {
+  // Small panels: the same group of the next ones. Large ones: a little ahead, within reach of the nearest cache.
+  const size_t ahead = NV * w.panel_bytes <= kMaxPrefetchBytes ? NV * w.panel_bytes : kPrefetchBytes;
+  for (int64_t span = 0; span < q.spans; span++) {
+    const int64_t end = (span + 1) * kSpanGroups < q.groups ? (span + 1) * kSpanGroups : q.groups;
+    for (int64_t g = span * kSpanGroups; g < end; g++) {
 #pragma GCC unroll 4
-    for (int n = 0; n < NV; n++) {
-      for (int line = 0; line < C::kGroupBytes; line += 64) __builtin_prefetch(group + n * w.panel_bytes + kPrefetchBytes + line);
-      load_scales<F>(s[n], scales + n * w.panel_bytes, g, false);
+      for (int n = 0; n < NV; n++) {
+        for (int line = 0; line < C::kGroupBytes; line += 64) __builtin_prefetch(panels.group(n, g) + ahead + line);
+        panels.scales(s[n], n, g, false);
+      }
+      accumulate_group<F, 1, NV>(acc, panels, g, s, x + g, 0);
     }
-    accumulate_group<F, 1, NV>(acc, PackedCodes<F>{group, w.panel_bytes}, s, x + g, 0);
+    const OutlierRange outliers = outliers_of(q, t, span);
+    accumulate_outliers<F, NV>(acc[0], panels, outliers.from, outliers.to);
   }
   store_tile<1, NV>(acc, o);
 }
 
-// MR rows of x against NV unpacked panels, over `count` groups from g0.
+// MR rows of x from t against NV unpacked panels, over `count` groups from g0.
 template <Format F, int MR, int NV>
-static __attribute__((noinline)) void tile(const uint8_t* unpacked, QuantizedRows x, int64_t g0, int64_t count, const Output& o) {
+static __attribute__((noinline)) void tile(const UnpackedPanels<F, NV>& panels, const QuantizedActivations& q, int64_t t, int64_t count, const Output& o) {
   F32x16 acc[MR][NV];
-  load_tile<MR, NV>(acc, o, g0 == 0);
-  for (int64_t g = g0; g < g0 + count; g++, unpacked += Codec<F>::kUnpackedBytes * NV) {
+  load_tile<MR, NV>(acc, o, panels.g0 == 0);
+  const ActivationGroup* x = q.data + t * q.groups;
+  for (int64_t g = panels.g0; g < panels.g0 + count; g++) {
     GroupScales s[NV];
 #pragma GCC unroll 4
-    for (int n = 0; n < NV; n++) s[n] = reload_scales<F>(unpacked + 512 * NV + Codec<F>::kUnpackedScaleBytes * n);
-    accumulate_group<F, MR, NV>(acc, UnpackedCodes<NV>{unpacked}, s, x.first + g, x.groups);
+    for (int n = 0; n < NV; n++) panels.scales(s[n], n, g, true);
+    accumulate_group<F, MR, NV>(acc, panels, g, s, x + g, q.groups);
   }
   store_tile<MR, NV>(acc, o);
 }
 
-template <Format F, int NV> static void unpack(const PackedView& w, const uint8_t* panel, int64_t g0, int64_t count, uint8_t* out) {
-  using C = Codec<F>;
-  for (int64_t g = g0; g < g0 + count; g++, out += C::kUnpackedBytes * NV)
-    for (int n = 0; n < NV; n++) {
-      const uint8_t* group = panel + n * w.panel_bytes + g * C::kGroupBytes;
-#pragma GCC unroll 8
-      for (int v = 0; v < 8; v++) store_bytes(out + 64 * (NV * v + n), load_code<F>(group, v));
-      GroupScales s{};
-      load_scales<F>(s, panel + n * w.panel_bytes + w.scale_offset, g, true);
-      keep_scales<F>(s, out + 512 * NV + C::kUnpackedScaleBytes * n);
-    }
-}
-
 template <Format F, int NV>
 static void product_panels(const PackedView& w, const QuantizedActivations& q, int64_t t0, int64_t t1, int64_t p, float* y, size_t ldy, uint8_t* scratch) {
-  const int64_t groups = w.cols / kGroup;
+  const PackedPanels<F> packed{w.data + static_cast<size_t>(p) * w.panel_bytes, w.panel_bytes, w.scale_offset};
   const int last = static_cast<int>(w.rows - (p + NV - 1) * kLanes < kLanes ? w.rows - (p + NV - 1) * kLanes : kLanes);
-  for (int64_t g0 = 0; g0 < groups; g0 += kBlockGroups) {
-    const int64_t count = groups - g0 < kBlockGroups ? groups - g0 : kBlockGroups;
-    unpack<F, NV>(w, w.data + static_cast<size_t>(p) * w.panel_bytes, g0, count, scratch);
+  const auto at = [&](int64_t t) { return Output{y + static_cast<size_t>(t) * ldy + p * kLanes, ldy, last}; };
+  for (int64_t span = 0; span < q.spans; span++) {
+    const int64_t g0 = span * kSpanGroups, count = q.groups - g0 < kSpanGroups ? q.groups - g0 : kSpanGroups;
+    const UnpackedPanels<F, NV> panels{scratch, g0};
+    panels.unpack(packed, count);
     for (int64_t t = t0; t < t1;) {
-      const QuantizedRows x = rows_from(q, t);
-      const Output o{y + static_cast<size_t>(t) * ldy + p * kLanes, ldy, last};
       const int64_t left = t1 - t;
-      if (left >= Tiles::kIntRows) tile<F, Tiles::kIntRows, NV>(scratch, x, g0, count, o), t += Tiles::kIntRows;
-      else if (left >= 2 && Tiles::kIntRows > 2) tile<F, 2, NV>(scratch, x, g0, count, o), t += 2;
-      else tile<F, 1, NV>(scratch, x, g0, count, o), t += 1;
+      if (left >= Tiles::kIntRows) tile<F, Tiles::kIntRows, NV>(panels, q, t, count, at(t)), t += Tiles::kIntRows;
+      else if (left >= 2 && Tiles::kIntRows > 2) tile<F, 2, NV>(panels, q, t, count, at(t)), t += 2;
+      else tile<F, 1, NV>(panels, q, t, count, at(t)), t += 1;
+    }
+    for (int64_t t = t0; t < t1; t++) {
+      const OutlierRange outliers = outliers_of(q, t, span);
+      if (outliers.from == outliers.to) continue;
+      F32x16 acc[1][NV];
+      load_tile<1, NV>(acc, at(t), false);
+      accumulate_outliers<F, NV>(acc[0], panels, outliers.from, outliers.to);
+      store_tile<1, NV>(acc, at(t));
     }
   }
 }
@@ -204,12 +251,11 @@ static void linear_quantized(const PackedView& w, const QuantizedActivations& q,
   int64_t p = p0;
   if (t1 - t0 == 1) {
     constexpr int kSide = Tiles::kIntVectorPanels;
-    const ActivationGroup* x = rows_from(q, t0).first;
     float* row = y + static_cast<size_t>(t0) * ldy;
     const auto panel = [&](int64_t at) { return w.data + static_cast<size_t>(at) * w.panel_bytes; };
-    for (; p + kSide <= p1; p += kSide) vector_panels<F, kSide>(w, panel(p), x, {row + p * kLanes, 0, last(p + kSide - 1)});
+    for (; p + kSide <= p1; p += kSide) vector_panels<F, kSide>(w, panel(p), q, t0, {row + p * kLanes, 0, last(p + kSide - 1)});
     if constexpr (kSide > 1)
-      for (; p < p1; p++) vector_panels<F, 1>(w, panel(p), x, {row + p * kLanes, 0, last(p)});
+      for (; p < p1; p++) vector_panels<F, 1>(w, panel(p), q, t0, {row + p * kLanes, 0, last(p)});
     return;
   }
   for (; p + Tiles::kIntPanels <= p1; p += Tiles::kIntPanels) product_panels<F, Tiles::kIntPanels>(w, q, t0, t1, p, y, ldy, scratch);

@@ -161,11 +161,12 @@ template <int kBits> struct Dot {
   static_assert(kBits <= 6);
   static constexpr int kChunk = kBits <= 4 ? 8 : kBits == 5 ? 4 : 2;
   static constexpr int kOffset = 0;
+  using Code = Bytes64;
   struct Sum { __m256i lo, hi; };  // sixteen 16-bit sums each: two for each row
-  static GEMMARY_INLINE Bytes64 prepare(Bytes64 w) { return w; }
-  static GEMMARY_INLINE I32x16 pick(Bytes64 w, uint32_t place) { return pick_byte(w, place); }
-  static GEMMARY_INLINE Sum first(Bytes64 w, Quad x) { return {_mm256_maddubs_epi16(w.lo, x.v), _mm256_maddubs_epi16(w.hi, x.v)}; }
-  static GEMMARY_INLINE Sum add(Sum s, Bytes64 w, Quad x) {
+  static GEMMARY_INLINE Code prepare(Bytes64 w) { return w; }
+  static GEMMARY_INLINE I32x16 pick(Code w, uint32_t place) { return pick_byte(w, place); }
+  static GEMMARY_INLINE Sum first(Code w, Quad x) { return {_mm256_maddubs_epi16(w.lo, x.v), _mm256_maddubs_epi16(w.hi, x.v)}; }
+  static GEMMARY_INLINE Sum add(Sum s, Code w, Quad x) {
     const Sum t = first(w, x);
     s = {_mm256_add_epi16(s.lo, t.lo), _mm256_add_epi16(s.hi, t.hi)};
     settle(s.lo, s.hi);
@@ -180,14 +181,15 @@ template <int kBits> struct Dot {
 template <> struct Dot<8> {
   static constexpr int kChunk = 8;
   static constexpr int kOffset = 0;
+  struct Code { Bytes64 w, magnitude; };
   using Sum = I32x16;
-  static GEMMARY_INLINE Bytes64 prepare(Bytes64 w) { return w; }
-  static GEMMARY_INLINE I32x16 pick(Bytes64 w, uint32_t place) { return sar<24>(shl<24>(pick_byte(w, place))); }
-  static GEMMARY_INLINE __m256i product(__m256i w, __m256i x) {
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)), _mm256_set1_epi16(1));
+  static GEMMARY_INLINE Code prepare(Bytes64 w) { return {w, {_mm256_abs_epi8(w.lo), _mm256_abs_epi8(w.hi)}}; }
+  static GEMMARY_INLINE I32x16 pick(const Code& c, uint32_t place) { return sar<24>(shl<24>(pick_byte(c.w, place))); }
+  static GEMMARY_INLINE __m256i product(__m256i magnitude, __m256i w, __m256i x) {
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, w)), _mm256_set1_epi16(1));
   }
-  static GEMMARY_INLINE Sum first(Bytes64 w, Quad x) { return {product(w.lo, x.v), product(w.hi, x.v)}; }
-  static GEMMARY_INLINE Sum add(Sum s, Bytes64 w, Quad x) {
+  static GEMMARY_INLINE Sum first(const Code& c, Quad x) { return {product(c.magnitude.lo, c.w.lo, x.v), product(c.magnitude.hi, c.w.hi, x.v)}; }
+  static GEMMARY_INLINE Sum add(Sum s, const Code& w, Quad x) {
     s = s + first(w, x);
     settle(s.lo, s.hi);
     return s;

@@ -116,16 +116,17 @@ GEMMARY_INLINE Quad broadcast_quad(const int8_t* p) {
 template <int kBits> struct Dot {
   static constexpr int kChunk = 8;
   static constexpr int kOffset = kBits == 8 ? 128 : 0;
+  using Code = Bytes64;
   using Sum = I32x16;
-  static GEMMARY_INLINE Bytes64 prepare(Bytes64 w) {
+  static GEMMARY_INLINE Code prepare(Bytes64 w) {
     return kBits == 8 ? Bytes64{_mm512_xor_si512(w.v, _mm512_set1_epi8(static_cast<char>(0x80)))} : w;
   }
-  static GEMMARY_INLINE I32x16 pick(Bytes64 w, uint32_t place) {  // a shuffled byte is 0 where its index has the top bit set
+  static GEMMARY_INLINE I32x16 pick(Code w, uint32_t place) {  // a shuffled byte is 0 where its index has the top bit set
     const __m512i first = _mm512_set4_epi32(0x8080800c, 0x80808008, 0x80808004, 0x80808000);
     return {_mm512_shuffle_epi8(w.v, _mm512_or_si512(first, _mm512_set1_epi32(static_cast<int32_t>(place))))};
   }
-  static GEMMARY_INLINE Sum add(Sum s, Bytes64 w, Quad x) { return {_mm512_dpbusd_epi32(s.v, w.v, x.v)}; }
-  static GEMMARY_INLINE Sum first(Bytes64 w, Quad x) { return add({_mm512_setzero_si512()}, w, x); }
+  static GEMMARY_INLINE Sum add(Sum s, Code w, Quad x) { return {_mm512_dpbusd_epi32(s.v, w.v, x.v)}; }
+  static GEMMARY_INLINE Sum first(Code w, Quad x) { return add({_mm512_setzero_si512()}, w, x); }
   static GEMMARY_INLINE I32x16 total(Sum s) { return s; }
   static GEMMARY_INLINE I32x16 total(Sum s, I32x16 scale) { return s * scale; }
 };

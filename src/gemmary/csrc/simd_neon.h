@@ -117,15 +117,16 @@ GEMMARY_INLINE Quad broadcast_quad(const int8_t* p) {
 template <int kBits> struct Dot {
   static constexpr int kChunk = 8;
   static constexpr int kOffset = 0;
+  using Code = Bytes64;
   using Sum = I32x16;
-  static GEMMARY_INLINE Bytes64 prepare(Bytes64 w) { return w; }
-  static GEMMARY_INLINE I32x16 pick(Bytes64 w, uint32_t place) {  // the byte to the top of its lane, then down again
+  static GEMMARY_INLINE Code prepare(Bytes64 w) { return w; }
+  static GEMMARY_INLINE I32x16 pick(Code w, uint32_t place) {  // the byte to the top of its lane, then down again
     const int32x4_t up = vdupq_n_s32(24 - 8 * static_cast<int32_t>(place & 3));
     if constexpr (kBits == 8) GEMMARY_QUARTERS(I32x16, vshrq_n_s32(vshlq_s32(vreinterpretq_s32_u8(w.v[i]), up), 24))
     else GEMMARY_QUARTERS(I32x16, vreinterpretq_s32_u32(vshrq_n_u32(vshlq_u32(vreinterpretq_u32_u8(w.v[i]), up), 24)))
   }
-  static GEMMARY_INLINE Sum add(Sum s, Bytes64 w, Quad x) GEMMARY_QUARTERS(Sum, vdotq_s32(s.v[i], vreinterpretq_s8_u8(w.v[i]), x.v))
-  static GEMMARY_INLINE Sum first(Bytes64 w, Quad x) { return add(broadcast_i32(0), w, x); }
+  static GEMMARY_INLINE Sum add(Sum s, Code w, Quad x) GEMMARY_QUARTERS(Sum, vdotq_s32(s.v[i], vreinterpretq_s8_u8(w.v[i]), x.v))
+  static GEMMARY_INLINE Sum first(Code w, Quad x) { return add(broadcast_i32(0), w, x); }
   static GEMMARY_INLINE I32x16 total(Sum s) { return s; }
   static GEMMARY_INLINE I32x16 total(Sum s, I32x16 scale) { return s * scale; }
 };

@@ -120,25 +120,25 @@ GEMMARY_INLINE Bytes64 shift_right_and(Bytes64 a, int shift, uint8_t mask) {
 GEMMARY_INLINE Quad broadcast_quad(const int8_t* p) { Quad r; std::memcpy(r.v, p, 4); return r; }
 
 // Codes of kBits bits: unsigned for kBits <= 6, signed for 8 (which has no total by scale). What the other backends may vary, and their
-// callers must honour: kChunk, how many vectors may be added before total (8 is a whole group; AVX2 adds in 16 bits); prepare, applied
-// to codes before they are used; kOffset, a multiple of the sum of x that total is too large by. pick gives each row's code of input
+// callers must honour: Code, what prepare makes of 64 code bytes; kChunk, how many vectors may be added before total (8 is a whole group; AVX2 adds in 16 bits); kOffset, a multiple of the sum of x that total is too large by. pick gives each row's code of input
 // `place & 255` of the four, too large by kOffset.
 template <int kBits> struct Dot {
   static constexpr int kChunk = 8;
   static constexpr int kOffset = 0;
+  using Code = Bytes64;
   using Sum = I32x16;
-  static GEMMARY_INLINE Bytes64 prepare(Bytes64 w) { return w; }
-  static GEMMARY_INLINE I32x16 pick(Bytes64 w, uint32_t place) {
+  static GEMMARY_INLINE Code prepare(Bytes64 w) { return w; }
+  static GEMMARY_INLINE I32x16 pick(Code w, uint32_t place) {
     I32x16 r;
     for (int i = 0; i < 16; i++) r.v[i] = kBits == 8 ? static_cast<int8_t>(w.v[4 * i + (place & 3)]) : w.v[4 * i + (place & 3)];
     return r;
   }
-  static GEMMARY_INLINE Sum add(Sum s, Bytes64 w, Quad x) {
+  static GEMMARY_INLINE Sum add(Sum s, Code w, Quad x) {
     for (int r = 0; r < 16; r++)
       for (int i = 0; i < 4; i++) s.v[r] += (kBits == 8 ? static_cast<int8_t>(w.v[4 * r + i]) : w.v[4 * r + i]) * x.v[i];
     return s;
   }
-  static GEMMARY_INLINE Sum first(Bytes64 w, Quad x) { return add(Sum{}, w, x); }
+  static GEMMARY_INLINE Sum first(Code w, Quad x) { return add(Sum{}, w, x); }
   static GEMMARY_INLINE I32x16 total(Sum s) { return s; }
   static GEMMARY_INLINE I32x16 total(Sum s, I32x16 scale) { return s * scale; }  // scale: from pair_low or pair_high
 };
