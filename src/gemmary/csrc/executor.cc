@@ -13,8 +13,8 @@ constexpr int64_t kGrain = 16384;          // elements of an elementwise task
 constexpr int64_t kStoreRows = 64;         // keys and values that a task writes
 constexpr int64_t kQueriesPerTask = 24;    // query rows times heads that pass over the keys together
 constexpr int64_t kRowsPerTask = 128;      // of a matrix product: their activations stay in the second cache
-constexpr int64_t kTasksPerLinear = 64;    // wanted of a large one
-constexpr int64_t kMinTaskBytes = 32 << 10, kMaxTaskBytes = 512 << 10;  // of weights
+constexpr int64_t kTasksPerLinear = 16;    // wanted of a large one
+constexpr int64_t kMinTaskBytes = 64 << 10, kMaxTaskBytes = 512 << 10;  // of weights
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 size_t align_up(size_t n) { return (n + 63) / 64 * 64; }
