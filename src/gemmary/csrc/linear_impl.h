@@ -9,6 +9,8 @@ namespace gemmary::GEMMARY_ISA {
 
 // How far ahead of the group in work a matrix-vector product asks for weights, and the most that the nearest cache should be asked to hold.
 constexpr size_t kPrefetchBytes = 4096, kMaxPrefetchBytes = 16384;
+// Up to so many rows of x, unpacking a panel first costs more than it saves.
+constexpr int64_t kFewRows = 8;
 // Inputs of float weights between two visits to the accumulators in y: 32 KB for a panel.
 constexpr int64_t kBlockInputs = 512;
 static_assert(kSpanGroups * kMaxUnpackedBytes * Tiles::kIntPanels <= int64_t{kLinearScratchBytes});
@@ -177,13 +179,14 @@ GEMMARY_INLINE OutlierRange outliers_of(const QuantizedActivations& q, int64_t t
   return {row + (span > 0 ? ends[span - 1] : 0), row + ends[span]};
 }
 
-// Row t of x against NV panels, codes taken straight from the packed weight: a matrix-vector product reads each weight once.
-template <Format F, int NV> static void vector_panels(const PackedView& w, const uint8_t* first, const QuantizedActivations& q, int64_t t, const Output& o) {
+// MR rows of x from t against NV panels, codes taken straight from the packed weight: for few rows each weight is read once, from memory.
+template <Format F, int MR, int NV>
+static void few_rows(const PackedView& w, const uint8_t* first, const QuantizedActivations& q, int64_t t, const Output& o) {
   using C = Codec<F>;
   const PackedPanels<F> panels{first, w.panel_bytes, w.scale_offset};
   const ActivationGroup* x = q.data + t * q.groups;
-  F32x16 acc[1][NV];
-  load_tile<1, NV>(acc, o, true);
+  F32x16 acc[MR][NV];
+  load_tile<MR, NV>(acc, o, true);
   GroupScales s[NV] = {};
   // Small panels: the same group of the next ones. Large ones: a little ahead, within reach of the nearest cache.
   const size_t ahead = NV * w.panel_bytes <= kMaxPrefetchBytes ? NV * w.panel_bytes : kPrefetchBytes;
@@ -195,12 +198,15 @@ template <Format F, int NV> static void vector_panels(const PackedView& w, const
         for (int line = 0; line < C::kGroupBytes; line += 64) __builtin_prefetch(panels.group(n, g) + ahead + line);
         panels.scales(s[n], n, g, false);
       }
-      accumulate_group<F, 1, NV>(acc, panels, g, s, x + g, 0);
+      accumulate_group<F, MR, NV>(acc, panels, g, s, x + g, q.groups);
     }
-    const OutlierRange outliers = outliers_of(q, t, span);
-    accumulate_outliers<F, NV>(acc[0], panels, outliers.from, outliers.to);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++) {
+      const OutlierRange outliers = outliers_of(q, t + i, span);
+      accumulate_outliers<F, NV>(acc[i], panels, outliers.from, outliers.to);
+    }
   }
-  store_tile<1, NV>(acc, o);
+  store_tile<MR, NV>(acc, o);
 }
 
 // MR rows of x from t against NV unpacked panels, over `count` groups from g0.
@@ -247,15 +253,27 @@ static void product_panels(const PackedView& w, const QuantizedActivations& q, i
 template <Format F>
 static void linear_quantized(const PackedView& w, const QuantizedActivations& q, int64_t t0, int64_t t1, int64_t p0, int64_t p1, float* y, size_t ldy,
                              uint8_t* scratch) {
-  const auto last = [&](int64_t p) { return static_cast<int>(w.rows - p * kLanes < kLanes ? w.rows - p * kLanes : kLanes); };
+  const auto panel = [&](int64_t p) { return w.data + static_cast<size_t>(p) * w.panel_bytes; };
+  const auto at = [&](int64_t t, int64_t p, int panels) {
+    const int64_t left = w.rows - (p + panels - 1) * kLanes;
+    return Output{y + static_cast<size_t>(t) * ldy + p * kLanes, ldy, static_cast<int>(left < kLanes ? left : kLanes)};
+  };
   int64_t p = p0;
   if (t1 - t0 == 1) {
     constexpr int kSide = Tiles::kIntVectorPanels;
-    float* row = y + static_cast<size_t>(t0) * ldy;
-    const auto panel = [&](int64_t at) { return w.data + static_cast<size_t>(at) * w.panel_bytes; };
-    for (; p + kSide <= p1; p += kSide) vector_panels<F, kSide>(w, panel(p), q, t0, {row + p * kLanes, 0, last(p + kSide - 1)});
-    if constexpr (kSide > 1)
-      for (; p < p1; p++) vector_panels<F, 1>(w, panel(p), q, t0, {row + p * kLanes, 0, last(p)});
+    for (; p + kSide <= p1; p += kSide) few_rows<F, 1, kSide>(w, panel(p), q, t0, at(t0, p, kSide));
+    for (; p < p1; p++) few_rows<F, 1, 1>(w, panel(p), q, t0, at(t0, p, 1));
+    return;
+  }
+  if (t1 - t0 <= kFewRows) {
+    constexpr int kRows = Tiles::kIntRows;
+    for (; p < p1; p++) {
+      int64_t t = t0;
+      for (; t + kRows <= t1; t += kRows) few_rows<F, kRows, 1>(w, panel(p), q, t, at(t, p, 1));
+      if constexpr (kRows > 2)
+        for (; t + 2 <= t1; t += 2) few_rows<F, 2, 1>(w, panel(p), q, t, at(t, p, 1));
+      for (; t < t1; t++) few_rows<F, 1, 1>(w, panel(p), q, t, at(t, p, 1));
+    }
     return;
   }
   for (; p + Tiles::kIntPanels <= p1; p += Tiles::kIntPanels) product_panels<F, Tiles::kIntPanels>(w, q, t0, t1, p, y, ldy, scratch);
