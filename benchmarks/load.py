@@ -84,7 +84,9 @@ RUNNERS = {"Gemmary": run_gemmary, "llama.cpp": run_llama_cpp}
 
 def run(name: str, model: str, threads: int) -> list[dict[str, Any]]:
     command = [sys.executable, __file__, model, "--threads", str(threads), "--child", name, str(time.monotonic())]
-    rows: list[dict[str, Any]] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    rows: list[dict[str, Any]] = json.loads(
+        subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    )
     total = {key: max(row[key] for row in rows) for key in ("rss", "own", "huge_pages", "peak")}
     return [*rows, {"stage": "in all", "seconds": sum(row["seconds"] for row in rows), **total}]
 
@@ -100,7 +102,9 @@ def medians(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time and memory from the process's start to the first token.")
     parser.add_argument("model", nargs="?", default="starter")
-    parser.add_argument("--against", metavar="FILE.gguf", help="what llama.cpp loads (default: MODEL, where it is GGUF)")
+    parser.add_argument(
+        "--against", metavar="FILE.gguf", help="what llama.cpp loads (default: MODEL, where it is GGUF)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--json", action="store_true")
