@@ -45,7 +45,7 @@ class PackedWeight:
         """A weight whose panels stay where they are, 64-byte aligned. Keeps the array alive."""
 
     def pack(self, runtime: Runtime, row: int, data: npt.NDArray[np.uint8]) -> None:
-        """Packs the rows of `data` (GGUF blocks or floats, as bytes), the first of which is `row`: whole panels of 16."""
+        """Packs whole panels (of 16 rows) from `data`, GGUF blocks or floats as bytes, whose first row is `row`."""
 
     @property
     def panels(self) -> npt.NDArray[np.uint8]:

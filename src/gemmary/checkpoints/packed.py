@@ -1,9 +1,9 @@
 """A folder of panels: weights as the native kernels read them (csrc/packed.h), which the engine maps and never copies.
 
-`config.json` and the tokenizer's files are those of a Hugging Face folder; `model.safetensors` holds every tensor under
-its name in the tensor table, a matrix as uint8 panels and a norm as it is in memory (zero-centred, F32). Its metadata
-say that it is such a file, the version of the layout, and of each matrix `FORMAT ROWS COLUMNS`. Every tensor begins at a
-multiple of 64 bytes.
+`config.json` and the tokenizer's files are those of a Hugging Face folder; `model.safetensors` holds every tensor
+under its name in the tensor table, a matrix as uint8 panels and a norm as it is in memory (zero-centred, F32). Its
+metadata say that it is such a file, the version of the layout, and of each matrix `FORMAT ROWS COLUMNS`. Every matrix
+begins at a multiple of 64 bytes.
 """
 
 from __future__ import annotations

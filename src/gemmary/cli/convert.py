@@ -13,8 +13,8 @@ from gemmary.memory import size
 DTYPES = ("float32", "bfloat16", "float16", "int8", "int4")
 
 FORMATS = (
-    "safetensors: a Hugging Face folder (default); gguf: for llama.cpp and its kin (default for a .gguf file); packed: a "
-    "folder for the native engine alone, which maps it into memory as it is, with nothing to read or copy at loading"
+    "safetensors: a Hugging Face folder (default); gguf: for llama.cpp and its kin (default for a .gguf file); packed: "
+    "a folder for the native engine, which maps it into memory as it is, with nothing to read or copy at loading"
 )
 
 

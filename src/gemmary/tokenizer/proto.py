@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gemmary.errors import GemmaryError
 from gemmary.tokenizer.pieces import Pieces, PieceType, pack

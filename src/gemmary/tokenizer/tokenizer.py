@@ -141,7 +141,9 @@ class Tokenizer:
             unk_id,
             add_bos,
         )
-        return cls._from_checked(vocabulary.from_gguf(given))
+        model = proto.write_model(vocabulary.from_gguf(given))
+        del given  # sentencepiece will need the memory
+        return cls(model, add_bos=add_bos)
 
     @classmethod
     def _from_checked(cls, pieces: Pieces) -> Tokenizer:
