@@ -1,6 +1,6 @@
 """How long a model takes from the process's start to its first token, and what memory each stage of that takes.
 
-    python benchmarks/load.py [MODEL] [--against FILE.gguf] [--threads 2] [--repeat 7] [--json]
+    python benchmarks/load.py [MODEL] [--against FILE.gguf] [--peers Gemmary llama.cpp] [--threads 2] [--repeat 7] [--json]
 
 Every run is a process of its own, so imports count. A first run of each warms the page cache (and compiles Python's
 modules) and is not counted; the rest alternate. Medians of each stage: seconds, the memory that the process has after
@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument(
         "--against", metavar="FILE.gguf", help="what llama.cpp loads (default: MODEL, where it is GGUF)"
     )
+    parser.add_argument("--peers", nargs="+", choices=RUNNERS, default=list(RUNNERS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--json", action="store_true")
@@ -123,9 +124,9 @@ def main() -> None:
 
     from gemmary.checkpoints.hub import resolve
 
-    models = {"Gemmary": arguments.model}
+    models = {"Gemmary": arguments.model} if "Gemmary" in arguments.peers else {}
     against = arguments.against or str(resolve(arguments.model))
-    if against.endswith(".gguf") and find_spec("llama_cpp") is not None:
+    if "llama.cpp" in arguments.peers and against.endswith(".gguf") and find_spec("llama_cpp") is not None:
         models["llama.cpp"] = against
     rounds = [{n: run(n, model, arguments.threads) for n, model in models.items()} for _ in range(arguments.repeat + 1)]
     found = {name: medians([each[name] for each in rounds[1:]]) for name in models}

@@ -15,6 +15,10 @@ def write_sentencepiece_pieces(
 ) -> bytes:
     """The pieces of a ModelProto; piece i is blob[offsets[i] : offsets[i + 1]]."""
 
+def skip_sentencepiece_pieces(model: bytes) -> tuple[int, int]:
+    """How many pieces under 128 bytes a ModelProto begins with, and the first byte after them: past the end if the last
+    is cut off."""
+
 PACKED_VERSION: int
 """Of the layout of panels (csrc/packed.h)."""
 

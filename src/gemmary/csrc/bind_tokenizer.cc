@@ -1,4 +1,4 @@
-// Writes a vocabulary as SentencePiece's ModelProto: 262,144 small messages, which a model's first token waits for.
+// The pieces of SentencePiece's ModelProto, 262,144 small messages: a model's first token waits for them.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -54,9 +54,18 @@ nb::bytes write_pieces(const nb::bytes& blob, const Vector<int64_t>& offsets, co
   return model;
 }
 
+// How many pieces shorter than 128 bytes a model begins with, and where what follows them begins (past the end if one is cut off).
+nb::tuple skip_pieces(const nb::bytes& model) {
+  const uint8_t* const data = reinterpret_cast<const uint8_t*>(model.c_str());
+  size_t at = 0, count = 0;
+  for (; at + 1 < model.size() && data[at] == (1 << 3 | 2) && data[at + 1] < 128; count++) at += 2 + data[at + 1];
+  return nb::make_tuple(count, at);
+}
+
 }  // namespace
 
 void bind_tokenizer(nb::module_& module) {
   module.def("write_sentencepiece_pieces", &write_pieces, nb::arg("blob"), nb::arg("offsets").noconvert(), nb::arg("scores").noconvert(),
              nb::arg("types").noconvert());
+  module.def("skip_sentencepiece_pieces", &skip_pieces, nb::arg("model"));
 }

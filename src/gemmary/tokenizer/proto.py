@@ -66,12 +66,11 @@ def check_model(data: bytes) -> None:
     A precompiled normalisation table is refused: it is a binary structure that the library trusts, and no Gemma has
     one.
     """
+    from gemmary import _core
+
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
-    at = count = 0
-    while at < len(data) - 1 and data[at] == _PIECE << 3 | _BYTES and data[at + 1] < 128:  # the pieces: skip them fast
-        at += 2 + data[at + 1]
-        count += 1
+    count, at = _core.skip_sentencepiece_pieces(data)
     if at > len(data):
         raise _corrupt(_CUT_OFF)
     for number, value in _fields(data[at:]):
