@@ -1,6 +1,6 @@
 """How long a model takes from the process's start to its first token, and what memory each stage of that takes.
 
-    python benchmarks/load.py [MODEL] [--against FILE.gguf] [--peers Gemmary llama.cpp] [--threads 2] [--repeat 7] [--json]
+    python benchmarks/load.py [MODEL] [--against FILE.gguf] [--peers NAME …] [--threads 2] [--repeat 7] [--json]
 
 Every run is a process of its own, so imports count. A first run of each warms the page cache (and compiles Python's
 modules) and is not counted; the rest alternate. Medians of each stage: seconds, the memory that the process has after
