@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
@@ -28,3 +30,11 @@ def test_speculation(starter_gguf: Path) -> None:
     lines = run("speculation.py", "--model", str(starter_gguf), "--tokens", "24", "--repeat", "1").splitlines()
     assert [line.split(" tokens/s")[0].strip() for line in lines] == ["copying", "writing freely"]
     assert all(line.endswith("text the same") for line in lines)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_load(starter_gguf: Path) -> None:
+    found = json.loads(run("load.py", str(starter_gguf), "--peers", "Gemmary", "--repeat", "1", "--json"))
+    *stages, total = found["Gemmary"]
+    assert [row["stage"] for row in stages][2:] == ["weights", "tokenizer", "first token"]
+    assert total["peak"] > starter_gguf.stat().st_size

@@ -10,6 +10,24 @@ _Int32 = npt.NDArray[np.int32]
 _Float32 = npt.NDArray[np.float32]
 
 def read_gguf_header(file: npt.NDArray[np.uint8]) -> tuple[dict[str, Any], list[tuple[Any, ...]]]: ...
+def write_sentencepiece_pieces(
+    blob: bytes, offsets: npt.NDArray[np.int64], scores: npt.NDArray[np.float32], types: npt.NDArray[np.int32]
+) -> bytes:
+    """The pieces of a ModelProto; piece i is blob[offsets[i] : offsets[i + 1]]."""
+
+def skip_sentencepiece_pieces(model: bytes) -> tuple[int, int]:
+    """How many pieces under 128 bytes a ModelProto begins with, and the first byte after them: past the end if the last
+    is cut off."""
+
+PACKED_VERSION: int
+"""Of the layout of panels (csrc/packed.h)."""
+
+def packed_bytes(format: str, rows: int, cols: int) -> int: ...
+def unpack(
+    format: str, rows: int, cols: int, panels: npt.NDArray[np.uint8], index: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint8]:
+    """The rows `index` of a weight given as panels, as they were before packing: uint8 [len(index), bytes a row]."""
+
 def available_processors() -> int: ...
 def available_isas() -> list[str]: ...
 
@@ -23,9 +41,20 @@ class Runtime:
     def isa(self) -> str: ...
 
 class PackedWeight:
-    """A matrix as the kernels read it, from `rows` rows of GGUF blocks or floats, given as bytes."""
+    """A matrix as the kernels read it: in memory of its own, to be packed before it is used, or in panels elsewhere."""
 
-    def __init__(self, runtime: Runtime, format: str, rows: int, cols: int, data: npt.NDArray[np.uint8]) -> None: ...
+    def __init__(self, runtime: Runtime, format: str, rows: int, cols: int) -> None: ...
+    @staticmethod
+    def borrow(format: str, rows: int, cols: int, panels: npt.NDArray[np.uint8]) -> PackedWeight:
+        """A weight whose panels stay where they are, 64-byte aligned. Keeps the array alive."""
+
+    def pack(self, runtime: Runtime, row: int, data: npt.NDArray[np.uint8]) -> None:
+        """Packs whole panels (of 16 rows) from `data`, GGUF blocks or floats as bytes, whose first row is `row`."""
+
+    @property
+    def panels(self) -> npt.NDArray[np.uint8]:
+        """What `borrow` takes, read-only."""
+
     @property
     def rows(self) -> int: ...
     @property

@@ -81,10 +81,10 @@ def save(
 ) -> list[str]:
     """Writes a model with its tokenizer and chat template. Returns what should be known, also as GemmaryWarnings.
 
-    format: "safetensors" (a Hugging Face folder that transformers loads; it must not exist or be empty) or "gguf" (one
-    `.gguf` file that llama.cpp loads, replaced). dtype: None = as the weights were loaded (after `quant=`), or
-    "float32", "bfloat16", "float16", and for GGUF "int8" or "int4". shard_bytes: the largest file of a folder. Nothing
-    is ever half-written.
+    format: "safetensors" (a Hugging Face folder that transformers loads), "packed" (a folder that the native engine
+    maps as it is; neither may exist, unless empty) or "gguf" (one `.gguf` file that llama.cpp loads, replaced). dtype:
+    None = as the weights were loaded (after `quant=`), or "float32", "bfloat16", "float16", and for GGUF and packed
+    "int8" or "int4". shard_bytes: the largest file of a Hugging Face folder. Nothing is ever half-written.
     """
     notices = save_checkpoint(model, path, format=format, dtype=dtype, shard_bytes=shard_bytes)
     warn(notices)

@@ -128,6 +128,14 @@ def test_convert_writes_what_loads_the_same(gemmary_command: Gemmary, base_model
     assert (tmp_path / "copy.gguf").read_bytes()[:4] == b"GGUF"
 
 
+def test_convert_packs_for_the_native_engine(gemmary_command: Gemmary, base_model: Path, tmp_path: Path) -> None:
+    assert gemmary_command("convert", base_model, tmp_path / "p", "--format", "packed").out.endswith("of packed\n")
+    assert "kind           folder packed for the native engine" in gemmary_command("show", tmp_path / "p").out
+    assert json.loads(gemmary_command("show", tmp_path / "p", "--json").out)["format"] == "packed"
+    first, second = (gemmary.load(path, engine="reference").logits([2, 5, 9]) for path in (base_model, tmp_path / "p"))
+    assert np.array_equal(first, second)
+
+
 def test_embed_writes_a_vector_a_line(gemmary_command: Gemmary, embedding_model: Path) -> None:
     done = gemmary_command("embed", embedding_model, "abc", "the th", "--engine", "reference", "--prompt", "none")
     vectors = np.array([json.loads(line) for line in done.out.splitlines()])

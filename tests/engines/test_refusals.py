@@ -48,13 +48,13 @@ def test_threads_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> Non
         NativeEngine(CONFIG, random_leaves(CONFIG), threads=1000)
 
 
-def test_a_leaf_without_kernels() -> None:
+def test_a_format_without_kernels() -> None:
     leaf = random_leaves(CONFIG)
 
     class Strange:
         shape, format, nbytes = (4, 4), "Q9_9", 16
 
-    with pytest.raises(GemmaryError, match="no kernels for a Strange leaf"):
+    with pytest.raises(GemmaryError, match="does not know the weight format Q9_9"):
         NativeEngine(CONFIG, lambda name: Strange() if name == "layers.1.up" else leaf(name), threads=1)  # type: ignore
 
 
@@ -250,5 +250,15 @@ def test_wrong_buffers(slots: list[Any], buffers: list[Any]) -> None:
     ],
 )
 def test_wrong_weights(format: str, rows: int, cols: int, nbytes: int) -> None:
+    runtime = _core.Runtime(1, None)
     with pytest.raises(ValueError):
-        _core.PackedWeight(_core.Runtime(1, None), format, rows, cols, np.zeros(nbytes, np.uint8))
+        _core.PackedWeight(runtime, format, rows, cols).pack(runtime, 0, np.zeros(nbytes, np.uint8))
+
+
+@pytest.mark.parametrize(("row", "count"), [(-16, 16), (8, 16), (0, 17), (16, 25), (32, 16), (0, 0)])
+def test_rows_that_cannot_be_packed(row: int, count: int) -> None:
+    """Whole panels of a weight of 40 rows, or those up to its end."""
+    runtime = _core.Runtime(1, None)
+    weight = _core.PackedWeight(runtime, "F32", 40, 3)
+    with pytest.raises(ValueError, match="do not match"):
+        weight.pack(runtime, row, np.zeros(count * 12, np.uint8))

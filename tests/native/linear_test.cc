@@ -110,8 +110,12 @@ void check_linear(const Case& c) {
   const auto source = random_source(c.format, c.n, c.k, 7 * c.n + c.k, c.extreme);
   PackedWeight weight(c.format, c.n, c.k);
   const PackedView& w = weight.view();
-  pack(weight, source.data(), 0, w.panels / 2);  // in two ranges, as two threads would
-  pack(weight, source.data(), w.panels / 2, w.panels);
+  const int64_t half = w.panels / 2;
+  pack(weight, source.data(), 0, half);  // in two ranges, as two threads would
+  pack(weight, source.data() + static_cast<size_t>(half * kPanelRows) * source_row_bytes(c.format, c.k), half, w.panels);
+  std::vector<uint8_t> again(source.size());
+  unpack(w, 0, c.n, again.data());
+  CHECK(again == source, "%s [%ld, %ld]: unpacked is not the source", format_info(c.format).name, long(c.n), long(c.k));
 
   const size_t ldx = static_cast<size_t>(c.k) + 3, ldy = static_cast<size_t>(c.n) + 5;
   std::vector<float> storage = random_floats(1 + c.m * static_cast<int64_t>(ldx), c.m + c.k);

@@ -19,7 +19,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "src" / "gemmary" / "csrc"
-CORE = ["formats", "activations", "packed", "pack", "kernels"]
+CORE = ["formats", "activations", "packed", "pack", "unpack", "kernels"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma", "-mf16c"]
 NEON = ["-march=armv8.2-a+dotprod"]

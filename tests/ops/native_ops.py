@@ -60,7 +60,7 @@ class NativeOps:
 
     def _weight(self, leaf: Leaf) -> Any:
         plain = np.ascontiguousarray(leaf.dequantize())
-        data = plain if plain.ndim == 1 else self.native.pack(self.runtime, Dense(plain))
+        data = plain if plain.ndim == 1 else self.native.pack(self.runtime, Dense(plain), "F32")
         return self.trace.Weight("weight", data)
 
     def embed(self, table: Leaf, tokens: Array, scale: float) -> Array:

@@ -15,13 +15,17 @@ __all__ = ["Checkpoint", "Format", "Source", "open_checkpoint", "save_checkpoint
 
 
 def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
-    """Opens a Hugging Face folder or a GGUF file: reads and checks its headers, maps its weights.
+    """Opens a Hugging Face folder, a packed one or a GGUF file: reads and checks its headers, maps its weights.
 
     name: what to call the model instead of what the file says. Raises GemmaryError, one line, for what is not there,
     not Gemma, not whole or not sound; before any tensor is read.
     """
     path = Path(path)
     if path.is_dir():
+        from gemmary.checkpoints.packed import is_packed, open_packed
+
+        if is_packed(path):
+            return open_packed(path, name)
         from gemmary.checkpoints.huggingface import open_folder
 
         return open_folder(path, name)
@@ -45,9 +49,10 @@ def save_checkpoint(
 ) -> list[str]:
     """Writes a model; returns lines that a user should be told. Nothing is ever half-written.
 
-    format: "safetensors" (a Hugging Face folder, which must not exist or be empty) or "gguf" (one `.gguf` file, which
-    is replaced).
-    dtype: None = as stored; "float32", "bfloat16", "float16"; for GGUF also "Q8_0" or "int8", "Q4_0" or "int4".
+    format: "safetensors" (a Hugging Face folder), "packed" (a folder that the native engine maps as it is; neither may
+    exist, unless empty) or "gguf" (one `.gguf` file, which is replaced).
+    dtype: None = as stored; "float32", "bfloat16", "float16"; for GGUF and packed also "Q8_0" or "int8", "Q4_0" or
+    "int4".
     shard_bytes: the largest file of a folder (5 GB). progress: what, bytes done, bytes in all. Raises GemmaryError.
     """
     from gemmary.checkpoints.convert import NAMES
@@ -66,4 +71,8 @@ def save_checkpoint(
         from gemmary.checkpoints.huggingface_write import SHARD_BYTES, save_folder
 
         return save_folder(source, path, stored, shard_bytes or SHARD_BYTES, progress)
-    raise GemmaryError(f"no format is called {format!r}: choose safetensors or gguf")
+    if format == "packed":
+        from gemmary.checkpoints.packed import save_packed
+
+        return save_packed(source, path, stored, progress)
+    raise GemmaryError(f"no format is called {format!r}: choose safetensors, gguf or packed")

@@ -14,7 +14,7 @@ from gemmary.quantize.leaves import Leaf
 if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
 
-Format = Literal["safetensors", "gguf"]
+Format = Literal["safetensors", "gguf", "packed"]
 
 
 @dataclass
@@ -43,7 +43,9 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Built when first asked for. Raises GemmaryError where the checkpoint has none, or a corrupt one."""
-        return self.load_tokenizer()
+        made = self.load_tokenizer()
+        self.load_tokenizer = lambda: made  # lets go of what it was made from: as much memory again
+        return made
 
     @cached_property
     def chat_template(self) -> str | None:

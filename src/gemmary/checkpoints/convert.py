@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from gemmary.errors import GemmaryError
 from gemmary.quantize.blocks import BLOCK_SIZES, quantize, row_bytes
-from gemmary.quantize.leaves import Blocks, Dense, Leaf
+from gemmary.quantize.leaves import FLOATS, Leaf, slices
 
-FLOATS: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype(np.float32),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F16": np.dtype(np.float16),
-}
 NAMES: dict[str, str] = {
     "float32": "F32",
     "bfloat16": "BF16",
@@ -30,9 +24,6 @@ NAMES: dict[str, str] = {
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the bytes done and the bytes in all."""
-
-_CHUNK = 1 << 22
-"""Weights converted at once (16 MiB of float32)."""
 
 
 def stored_bytes(format: str, shape: tuple[int, ...]) -> int:
@@ -47,19 +38,17 @@ def pieces(leaf: Leaf, format: str) -> Iterator[npt.NDArray[np.uint8]]:
 
     Raises GemmaryError for a weight that float16 cannot hold, or that cannot be quantized.
     """
+    for start, stop in slices(leaf):
+        yield piece(leaf, start, stop, format)
+        leaf.release(start, stop)
+
+
+def piece(leaf: Leaf, start: int, stop: int, format: str) -> npt.NDArray[np.uint8]:
+    """Rows [start, stop) as `pieces` gives them."""
     if leaf.format == format:
-        array = leaf.data if isinstance(leaf, Blocks) else leaf.array if isinstance(leaf, Dense) else leaf.dequantize()
-        rows = max(1, _CHUNK * len(array) // max(1, array.size))
-        for start in range(0, len(array), rows):
-            yield np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8)
-        return
-    rows = max(1, _CHUNK // max(1, leaf.shape[-1])) if len(leaf.shape) == 2 else leaf.shape[0]
-    for start in range(0, leaf.shape[0], rows):
-        values = leaf.rows(np.arange(start, min(start + rows, leaf.shape[0])))
-        if format in FLOATS:
-            yield _cast(values, format).reshape(-1).view(np.uint8)
-        else:
-            yield quantize(format, values).reshape(-1)
+        return leaf.stored(start, stop)
+    values = leaf.rows(np.arange(start, stop))
+    return (_cast(values, format).view(np.uint8) if format in FLOATS else quantize(format, values)).reshape(-1)
 
 
 class Meter:

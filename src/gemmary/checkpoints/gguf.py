@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -17,17 +16,12 @@ from gemmary.checkpoints.gguf_config import read_config
 from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.errors import GemmaryError
 from gemmary.quantize.blocks import BLOCK_SIZES, row_bytes
-from gemmary.quantize.leaves import Blocks, Dense, Leaf
+from gemmary.quantize.leaves import FLOATS, Blocks, Dense, Leaf, let_go
 
 if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
 
 _HEAD = "output.weight"
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
 _COMPARE = 1 << 20
 
 
@@ -57,6 +51,7 @@ def open_gguf(path: Path, name: str | None = None) -> Checkpoint:
     for tensor in table:
         _check_tensor(path, stored[tensor.gguf], tensor)
     _check_head(path, file, stored)
+    template = _text(metadata, "tokenizer.chat_template")
     return Checkpoint(
         path,
         "gguf",
@@ -64,7 +59,7 @@ def open_gguf(path: Path, name: str | None = None) -> Checkpoint:
         name or _shown(_text(metadata, "general.name")) or path.stem,
         {t.name: partial(_leaf, file, stored[t.gguf], t) for t in table},
         partial(_tokenizer, path, metadata),
-        partial(_text, metadata, "tokenizer.chat_template"),
+        lambda: template,
         notices,
     )
 
@@ -84,7 +79,11 @@ def read_file(path: Path) -> tuple[npt.NDArray[np.uint8], dict[str, Any], dict[s
         metadata, rows = _core.read_gguf_header(file)
     except ValueError as error:
         raise GemmaryError(f"{path} is not a sound GGUF file: {error}") from None
-    return file, metadata, {row[0]: Stored(*row) for row in rows}
+    stored = {row[0]: Stored(*row) for row in rows}
+    let_go(
+        file[: min((tensor.begin for tensor in stored.values()), default=0)]
+    )  # the header, of which copies were made
+    return file, metadata, stored
 
 
 def _check_tensor(path: Path, stored: Stored, tensor: Tensor) -> None:
@@ -117,7 +116,7 @@ def _leaf(file: npt.NDArray[np.uint8], stored: Stored, tensor: Tensor) -> Leaf:
         rows, columns = tensor.shape
         blocks = data.reshape(stored.shape[0], row_bytes(stored.format, columns))
         return Blocks(stored.format, (rows, columns), blocks[:rows])
-    array = data.view(_DTYPES[stored.format]).reshape(stored.shape)
+    array = data.view(FLOATS[stored.format]).reshape(stored.shape)
     if not tensor.is_norm:
         return Dense(array[: tensor.shape[0]])
     with np.errstate(invalid="ignore"):  # a signalling NaN stays a NaN

@@ -57,7 +57,7 @@ def open_folder(path: Path, name: str | None = None) -> Checkpoint:
     found: dict[str, Callable[[], Leaf]] = {t.name: partial(_leaf, stored[n], n, t) for n, t in names.items()}
     found |= {t.name: partial(_leaf, pooling[t.name], "linear.weight", t) for t in tensors(config) if t.name in pooling}
     return Checkpoint(
-        path, "safetensors", config, name or path.resolve().name, found, partial(_tokenizer, path),
+        path, "safetensors", config, name or path.resolve().name, found, partial(open_tokenizer, path),
         partial(read_chat_template, path), notices,
     )  # fmt: skip
 
@@ -81,7 +81,7 @@ def read_chat_template(path: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _tokenizer(path: Path) -> Tokenizer:
+def open_tokenizer(path: Path) -> Tokenizer:
     from gemmary.tokenizer import Tokenizer
 
     return Tokenizer.from_folder(path)

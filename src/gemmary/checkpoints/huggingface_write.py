@@ -9,12 +9,13 @@ from typing import Any
 from gemmary.checkpoints import safetensors
 from gemmary.checkpoints.checkpoint import Source
 from gemmary.checkpoints.config_json import write_config
-from gemmary.checkpoints.convert import FLOATS, Meter, Progress, pieces, stored_bytes
+from gemmary.checkpoints.convert import Meter, Progress, pieces, stored_bytes
 from gemmary.checkpoints.json_files import write_json
 from gemmary.checkpoints.pooling import write_pooling
 from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.errors import GemmaryError
 from gemmary.files import HashingFile, atomic_folder
+from gemmary.quantize.leaves import FLOATS
 
 SHARD_BYTES = 5_000_000_000
 _TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -37,26 +38,30 @@ def save_folder(
     config = source.config
     table = tensors(config)
     format, notices = _choose(source, table, format)
-    eos_ids = _eos_ids(source)
     meter = Meter(sum(stored_bytes(format, t.shape) for t in table), progress)
-    data = write_config(config, _TORCH_NAMES[format], eos_ids)
     with atomic_folder(path) as folder:
-        write_json(folder / "config.json", data)
-        if not config.bidirectional:
-            write_json(folder / "generation_config.json", _generation_config(source, eos_ids))
+        write_around(source, folder, _TORCH_NAMES[format], notices)
         _write_weights(source, folder, [t for t in table if not t.is_pooled_dense], format, shard_bytes, meter)
         if config.bidirectional:
             write_pooling(folder, config)
             for tensor in (t for t in table if t.is_pooled_dense):
                 place, name = tensor.hugging_face.split("/")
                 _write_file(source, folder / place / "model.safetensors", {name: tensor}, format, meter)
-        if source.tokenizer is None:
-            notices.append("the folder carries no tokenizer")
-        else:
-            source.tokenizer.save(folder)
-        if source.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
     return notices
+
+
+def write_around(source: Source, folder: Path, dtype: str, notices: list[str]) -> None:
+    """What a folder holds beside its weights: config.json, the tokenizer's files and the chat template."""
+    eos_ids = _eos_ids(source)
+    write_json(folder / "config.json", write_config(source.config, dtype, eos_ids))
+    if not source.config.bidirectional:
+        write_json(folder / "generation_config.json", _generation_config(source, eos_ids))
+    if source.tokenizer is None:
+        notices.append("the folder carries no tokenizer")
+    else:
+        source.tokenizer.save(folder)
+    if source.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
 
 
 def _choose(source: Source, table: tuple[Tensor, ...], asked: str | None) -> tuple[str, list[str]]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -63,8 +63,15 @@ class Entry:
     end: int
 
 
-def parse_header(start: bytes, file_size: int) -> dict[str, Entry]:
-    """The tensors of a file, from its first bytes (at least its whole header) and its size.
+class Header(NamedTuple):
+    """What the header of a file says."""
+
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
+
+
+def parse_header(start: bytes, file_size: int) -> Header:
+    """The tensors of a file and its metadata, from its first bytes (at least its whole header) and its size.
 
     Raises GemmaryError with a line that says what is wrong, without the name of the file.
     """
@@ -85,7 +92,10 @@ def parse_header(start: bytes, file_size: int) -> dict[str, Entry]:
         end = entry.end
     if end != file_size:
         raise GemmaryError("it is truncated" if end > file_size else "something follows its last tensor")
-    return entries
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(type(value) is str for value in metadata.values()):
+        raise GemmaryError("its metadata are not texts by name")
+    return Header(entries, metadata)
 
 
 def _entry(name: str, item: Any, base: int) -> Entry:
@@ -121,7 +131,7 @@ class SafetensorsFile:
                 start = file.read(8)
                 if len(start) == 8:
                     start += file.read(min(struct.unpack("<Q", start)[0], MAX_HEADER_BYTES, size))
-                self.entries = parse_header(start, size)
+                self.entries, self.metadata = parse_header(start, size)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except GemmaryError as error:
             raise GemmaryError(f"{path} is not a sound safetensors file: {error}") from None
@@ -132,29 +142,41 @@ class SafetensorsFile:
         """A tensor of one of `DTYPES`, as a read-only view of the file."""
         entry = self.entries[name]
         dtype = DTYPES[entry.dtype]
-        flat = np.frombuffer(self._map, np.uint8, entry.end - entry.begin, entry.begin)
+        flat = self.data(name)
         if entry.begin % dtype.itemsize:
             flat = flat.copy()  # a file may place a tensor at any byte; numpy and the kernels want it aligned
         return flat.view(dtype).reshape(entry.shape)
 
+    def data(self, name: str) -> npt.NDArray[np.uint8]:
+        """The bytes of a tensor, where they stand in the file."""
+        entry = self.entries[name]
+        return np.frombuffer(self._map, np.uint8, entry.end - entry.begin, entry.begin)
 
-def layout(tensors: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[bytes, int]:
-    """The header of a file that holds (name, dtype, shape) in this order, and the bytes of the tensors after it."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+
+Plan = Sequence[tuple[str, str, tuple[int, ...]]]
+"""Name, dtype and shape of each tensor of a file, in its order."""
+
+
+def layout(tensors: Plan, metadata: dict[str, str] | None = None) -> tuple[bytes, int]:
+    """The header of a file, and the bytes of the tensors after it, the first of which begins at a multiple of 64."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"} if metadata is None else metadata}
     end = 0
     for name, dtype, shape in tensors:
         begin, end = end, end + prod(shape) * _BITS[dtype] // 8
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % 64)
     return struct.pack("<Q", len(text)) + text, end
 
 
 def write(
-    out: HashingFile, tensors: Sequence[tuple[str, str, tuple[int, ...]]], data: Iterable[Iterator[npt.NDArray[Any]]]
+    out: HashingFile,
+    tensors: Plan,
+    data: Iterable[Iterator[npt.NDArray[Any]]],
+    metadata: dict[str, str] | None = None,
 ) -> None:
-    """Writes a whole file: its header, then each tensor's pieces."""
-    header, total = layout(tensors)
+    """Writes a whole file: its header, then each tensor's pieces. metadata: None says what transformers wants."""
+    header, total = layout(tensors, metadata)
     out.write(header)
     for pieces in data:
         for piece in pieces:

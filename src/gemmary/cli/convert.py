@@ -12,15 +12,20 @@ from gemmary.memory import size
 
 DTYPES = ("float32", "bfloat16", "float16", "int8", "int4")
 
+FORMATS = (
+    "safetensors: a Hugging Face folder (default); gguf: for llama.cpp and its kin (default for a .gguf file); packed: "
+    "a folder for the native engine, which maps it into memory as it is, with nothing to read or copy at loading"
+)
+
 
 def add(commands: Any) -> None:
     details = "`gemmary verify DST --against SRC` shows that nothing was lost."
     command = parser.command(commands, "convert", run, "write a model in another format", details)
     command.add_argument("source", metavar="SRC", help=parser.MODEL_HELP)
     command.add_argument("target", metavar="DST", help="a new folder, or a .gguf file (which is replaced)")
-    command.add_argument("--format", choices=("safetensors", "gguf"), help="default: gguf for a .gguf file")
+    command.add_argument("--format", choices=("safetensors", "gguf", "packed"), help=FORMATS)
     command.add_argument(
-        "--dtype", choices=DTYPES, help="of the weights (default: as stored); int8 and int4: GGUF only"
+        "--dtype", choices=DTYPES, help="of the weights (default: as stored); int8 and int4: gguf and packed only"
     )
 
 

@@ -14,6 +14,12 @@ from gemmary.cli import console, parser
 from gemmary.config import Config
 from gemmary.memory import size
 
+KINDS = {
+    "safetensors": "Hugging Face folder",
+    "gguf": "GGUF file",
+    "packed": "folder packed for the native engine, which maps it as it is",
+}
+
 
 def add(commands: Any) -> None:
     details = "Its sizes, costs, formats, files and terms. A model of the series need not be on this machine."
@@ -36,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         checkpoint = open_checkpoint(path or hub.resolve(name))
         config = checkpoint.config
         found["title"] = checkpoint.name
+        found["format"] = checkpoint.format
         found["files"] = {file.name: file.stat().st_size for file in files_of(checkpoint.path)}
         found["formats"] = formats_of(checkpoint)
         found["chat_template"] = checkpoint.chat_template is not None
@@ -130,6 +137,7 @@ def write(found: dict[str, Any], config: Config) -> None:
         ("full context", f"{size(costs['kv_bytes_of_full_context'])} of keys and values"),
     ]
     if "formats" in found:
+        rows.append(("kind", KINDS[found["format"]]))
         rows.append(("stored as", ", ".join(f"{name} {size(held)}" for name, held in found["formats"].items())))
         rows.append(("chat template", "yes" if found["chat_template"] else "none"))
         rows += [("file", f"{name} ({size(held)})") for name, held in found["files"].items()]

@@ -42,21 +42,64 @@ std::shared_ptr<Runtime> make_runtime(int threads, const std::optional<std::stri
   return std::make_shared<Runtime>(threads == 0 ? available_processors() : threads, chosen);
 }
 
-std::shared_ptr<PackedWeight> pack_weight(Runtime& runtime, const std::string& name, int64_t rows, int64_t cols, const Bytes& data) {
+Format format_named(const std::string& name) {
   const std::optional<Format> format = parse_format(name);
   if (!format) throw std::invalid_argument("the native engine does not know the weight format " + name);
+  return *format;
+}
+
+size_t panels_bytes(const std::string& name, int64_t rows, int64_t cols) {
   if (rows < 1 || cols < 1) throw std::invalid_argument("a weight needs rows and columns");
-  const size_t row_bytes = source_row_bytes(*format, cols);
-  if (data.nbytes() / row_bytes != static_cast<size_t>(rows) || data.nbytes() % row_bytes != 0)
-    throw std::invalid_argument("a weight's bytes do not match its shape");
-  const void* source = data.data();
-  nb::gil_scoped_release release;
-  auto weight = std::make_shared<PackedWeight>(*format, rows, cols);
-  const int64_t panels = weight->view().panels, each = 16;
+  return packed_bytes(format_named(name), rows, cols);
+}
+
+std::shared_ptr<PackedWeight> make_weight(Runtime& runtime, const std::string& name, int64_t rows, int64_t cols) {
+  panels_bytes(name, rows, cols);
   const std::lock_guard lock(runtime.busy);
-  runtime.pool.run((panels + each - 1) / each,
-                   [&](int64_t task, int) { pack(*weight, source, task * each, std::min(panels, (task + 1) * each)); });
-  return weight;
+  return std::make_shared<PackedWeight>(format_named(name), rows, cols, runtime.weights);
+}
+
+void pack_rows(PackedWeight& weight, Runtime& runtime, int64_t row, const Bytes& data) {
+  const PackedView& w = weight.view();
+  const size_t row_bytes = source_row_bytes(w.format, w.cols);
+  const int64_t rows = static_cast<int64_t>(data.nbytes() / row_bytes), first = row / kPanelRows;
+  if (weight.data() == nullptr) throw std::invalid_argument("these panels are somebody else's");
+  if (row < 0 || rows < 1 || row + rows > w.rows || data.nbytes() % row_bytes != 0 || row % kPanelRows != 0 ||
+      (rows % kPanelRows != 0 && row + rows != w.rows))
+    throw std::invalid_argument("a weight's bytes do not match its shape");
+  const uint8_t* source = data.data();
+  nb::gil_scoped_release release;
+  const int64_t panels = (rows + kPanelRows - 1) / kPanelRows, each = 16;
+  const std::lock_guard lock(runtime.busy);
+  runtime.pool.run((panels + each - 1) / each, [&](int64_t task, int) {
+    pack(weight, source + task * each * kPanelRows * row_bytes, first + task * each, first + std::min(panels, (task + 1) * each));
+  });
+}
+
+PackedView view_of(const std::string& name, int64_t rows, int64_t cols, const Bytes& panels) {
+  if (panels.nbytes() != panels_bytes(name, rows, cols)) throw std::invalid_argument("a weight's panels do not match its shape");
+  return packed_view(format_named(name), rows, cols, panels.data());
+}
+
+std::shared_ptr<PackedWeight> borrow_panels(const std::string& name, int64_t rows, int64_t cols, const Bytes& panels) {
+  const PackedView view = view_of(name, rows, cols, panels);
+  return std::make_shared<PackedWeight>(view.format, rows, cols, std::make_shared<Bytes>(panels), view.data);
+}
+
+using Indices = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Array = nb::ndarray<nb::numpy, uint8_t>;
+Array unpack_to_source(const std::string& name, int64_t rows, int64_t cols, const Bytes& panels, const Indices& index) {
+  const PackedView view = view_of(name, rows, cols, panels);
+  const size_t shape[2] = {index.shape(0), source_row_bytes(view.format, cols)};
+  for (size_t i = 0; i < shape[0]; i++)
+    if (index.data()[i] < 0 || index.data()[i] >= rows) throw std::invalid_argument("a weight has no such row");
+  auto memory = std::make_unique<uint8_t[]>(shape[0] * shape[1]);
+  {
+    nb::gil_scoped_release release;
+    for (size_t i = 0; i < shape[0]; i++) unpack(view, index.data()[i], 1, memory.get() + i * shape[1]);
+  }
+  uint8_t* const source = memory.release();
+  return Array(source, 2, shape, nb::capsule(source, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); }));
 }
 
 void run(Program& program, const Ints& tokens, const Ints& positions, const std::vector<Pairs>& visible, const Ints& outputs,
@@ -101,6 +144,10 @@ std::vector<float> gain_of(const nb::ndarray<const float, nb::ndim<1>, nb::c_con
 }  // namespace
 
 void bind_native(nb::module_& module) {
+  module.attr("PACKED_VERSION") = kPackedVersion;
+  module.def("packed_bytes", &panels_bytes, nb::arg("format"), nb::arg("rows"), nb::arg("cols"));
+  module.def("unpack", &unpack_to_source, nb::arg("format"), nb::arg("rows"), nb::arg("cols"), nb::arg("panels").noconvert(),
+             nb::arg("index").noconvert());
   module.def("available_processors", &available_processors);
   module.def("available_isas", [] {
     std::vector<std::string> names;
@@ -115,7 +162,12 @@ void bind_native(nb::module_& module) {
       .def_prop_ro("isa", [](const Runtime& r) { return std::string(r.kernels.name); });
 
   nb::class_<PackedWeight>(module, "PackedWeight", "A matrix as the kernels read it.")
-      .def(nb::new_(&pack_weight), nb::arg("runtime"), nb::arg("format"), nb::arg("rows"), nb::arg("cols"), nb::arg("data").noconvert())
+      .def(nb::new_(&make_weight), nb::arg("runtime"), nb::arg("format"), nb::arg("rows"), nb::arg("cols"))
+      .def_static("borrow", &borrow_panels, nb::arg("format"), nb::arg("rows"), nb::arg("cols"), nb::arg("panels").noconvert())
+      .def("pack", &pack_rows, nb::arg("runtime"), nb::arg("row"), nb::arg("data").noconvert())
+      .def_prop_ro("panels", [](const PackedWeight& w) {
+        return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(w.view().data, {w.bytes()}, nb::find(w));
+      })
       .def_prop_ro("rows", [](const PackedWeight& w) { return w.view().rows; })
       .def_prop_ro("cols", [](const PackedWeight& w) { return w.view().cols; })
       .def_prop_ro("nbytes", &PackedWeight::bytes);

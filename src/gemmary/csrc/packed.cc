@@ -32,28 +32,44 @@ PackedView packed_view(Format format, int64_t rows, int64_t cols, const void* st
           static_cast<const uint8_t*>(storage)};
 }
 
-PackedWeight::PackedWeight(Format format, int64_t rows, int64_t cols) {
-  constexpr size_t kHugePage = size_t{2} << 20;
-  const size_t bytes = std::max<size_t>(packed_bytes(format, rows, cols), 64);
-  const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
-  storage_ = static_cast<uint8_t*>(std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment));
-  if (storage_ == nullptr) throw std::bad_alloc();
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kArenaBlock = 16 * kHugePage;
+
+size_t round_up(size_t bytes, size_t multiple) { return (bytes + multiple - 1) / multiple * multiple; }
+
+std::shared_ptr<uint8_t> allocate_aligned(size_t alignment, size_t bytes) {
+  const size_t rounded = round_up(std::max<size_t>(bytes, 1), alignment);
+  uint8_t* memory = static_cast<uint8_t*>(std::aligned_alloc(alignment, rounded));
+  if (memory == nullptr) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
-  if (alignment == kHugePage) madvise(storage_, bytes, MADV_HUGEPAGE);  // advice: it does not matter here whether it is taken
+  if (alignment == kHugePage) madvise(memory, rounded, MADV_HUGEPAGE);  // advice: it does not matter here whether it is taken
 #endif
-  view_ = packed_view(format, rows, cols, storage_);
+  return std::shared_ptr<uint8_t>(memory, [](uint8_t* p) { std::free(p); });
 }
 
-PackedWeight::PackedWeight(PackedWeight&& other) noexcept
-    : view_(std::exchange(other.view_, {})), storage_(std::exchange(other.storage_, nullptr)) {}
+}  // namespace
 
-PackedWeight& PackedWeight::operator=(PackedWeight&& other) noexcept {
-  std::swap(view_, other.view_);
-  std::swap(storage_, other.storage_);
-  return *this;
+std::shared_ptr<uint8_t> WeightArena::allocate(size_t bytes) {
+  bytes = round_up(bytes, 64);
+  if (bytes >= kArenaBlock / 2) return allocate_aligned(kHugePage, bytes);
+  if (block_ == nullptr || used_ + bytes > kArenaBlock) {
+    block_ = allocate_aligned(kHugePage, kArenaBlock);
+    used_ = 0;
+  }
+  used_ += bytes;
+  return std::shared_ptr<uint8_t>(block_, block_.get() + used_ - bytes);
 }
 
-PackedWeight::~PackedWeight() { std::free(storage_); }
+PackedWeight::PackedWeight(Format format, int64_t rows, int64_t cols)
+    : storage_(allocate_aligned(64, packed_bytes(format, rows, cols))), view_(packed_view(format, rows, cols, storage_.get())) {}
+
+PackedWeight::PackedWeight(Format format, int64_t rows, int64_t cols, WeightArena& arena)
+    : storage_(arena.allocate(packed_bytes(format, rows, cols))), view_(packed_view(format, rows, cols, storage_.get())) {}
+
+PackedWeight::PackedWeight(Format format, int64_t rows, int64_t cols, std::shared_ptr<const void> owner, const void* storage)
+    : owner_(std::move(owner)), view_(packed_view(format, rows, cols, storage)) {}
 
 size_t PackedWeight::bytes() const { return static_cast<size_t>(view_.panels) * view_.panel_bytes; }
 

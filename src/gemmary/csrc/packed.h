@@ -18,9 +18,14 @@
 // Float formats: for each input, 16 rows of that type. Rows beyond the last are zeros. Nothing is lost or rounded.
 #pragma once
 
+#include <memory>
+
 #include "formats.h"
 
 namespace gemmary {
+
+// Stands in every file that holds panels: another layout is another number.
+constexpr int kPackedVersion = 1;
 
 // What a kernel sees. data is 64-byte aligned and stays the owner's.
 struct PackedView {
@@ -37,26 +42,41 @@ size_t packed_bytes(Format format, int64_t rows, int64_t cols);
 // A view of panels stored elsewhere (a mapped file). Throws std::invalid_argument for a shape the format cannot have, or misalignment.
 PackedView packed_view(Format format, int64_t rows, int64_t cols, const void* storage);
 
-// Owns its storage: 64-byte aligned, on 2 MiB pages (asked for) when large. Its contents are undefined until every panel is packed.
+// Memory for weights, 64-byte aligned, out of blocks on 2 MiB pages (asked for), so that small weights have them as large ones do. A block
+// goes with the last piece of it.
+class WeightArena {
+ public:
+  std::shared_ptr<uint8_t> allocate(size_t bytes);  // contents undefined; throws std::bad_alloc
+
+ private:
+  std::shared_ptr<uint8_t> block_;
+  size_t used_ = 0;
+};
+
+// Panels in memory of their own, whose contents are undefined until every one is packed, or in that of somebody else.
 class PackedWeight {
  public:
-  PackedWeight() = default;
-  PackedWeight(Format format, int64_t rows, int64_t cols);  // std::invalid_argument, std::bad_alloc
-  PackedWeight(PackedWeight&& other) noexcept;
-  PackedWeight& operator=(PackedWeight&& other) noexcept;
-  ~PackedWeight();
+  PackedWeight(Format format, int64_t rows, int64_t cols);                      // std::invalid_argument, std::bad_alloc
+  PackedWeight(Format format, int64_t rows, int64_t cols, WeightArena& arena);  // the same
+  // Panels that stand at `storage` (64-byte aligned), which holds as long as `owner` does.
+  PackedWeight(Format format, int64_t rows, int64_t cols, std::shared_ptr<const void> owner, const void* storage);
 
   const PackedView& view() const { return view_; }
-  uint8_t* data() { return storage_; }
+  uint8_t* data() { return storage_.get(); }  // null where the panels are somebody else's
   size_t bytes() const;
 
  private:
-  PackedView view_{};
-  uint8_t* storage_ = nullptr;
+  std::shared_ptr<uint8_t> storage_;
+  std::shared_ptr<const void> owner_;
+  PackedView view_;
 };
 
-// Packs panels [p0, p1) from the whole row-major source [rows, cols] (GGUF blocks or floats, any alignment). Ranges may run in parallel.
+// Packs panels [p0, p1) from their row-major source (GGUF blocks or floats, any alignment), which begins with the first row of panel p0.
+// Ranges may run in parallel.
 void pack(PackedWeight& weight, const void* source, int64_t p0, int64_t p1);
+
+// Its inverse, byte for byte: the source of rows [row, row + n), source_row_bytes each.
+void unpack(const PackedView& weight, int64_t row, int64_t n, uint8_t* source);
 
 // The float32 values of rows [row, row + n), each out + i * ld: bit for bit GGUF's dequantization (gguf.quants.dequantize).
 void unpack_rows(const PackedView& weight, int64_t row, int64_t n, float* out, size_t ld);

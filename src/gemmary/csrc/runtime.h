@@ -31,6 +31,7 @@ struct Runtime {
   const Kernels& kernels;
   std::mutex busy;  // held by whoever uses the pool or the memory below
   Workspace buffers, quantized, scratch;
+  WeightArena weights;
 };
 
 }  // namespace gemmary

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -25,7 +24,7 @@ from gemmary.engines.trace import TraceOps, Value, Weight, compile_trace
 from gemmary.errors import GemmaryError
 from gemmary.model import decoder
 from gemmary.model.leaves import Leaves
-from gemmary.quantize.leaves import Blocks, Dense, Leaf
+from gemmary.quantize.leaves import FLOATS, Leaf, Packed, slices
 
 
 @dataclass(frozen=True)
@@ -182,28 +181,34 @@ class NativeEngine:
             vector = np.ascontiguousarray(leaf.dequantize())
             self._count("F32", vector.nbytes)
             return vector
-        if self._dtype == "float32":
-            leaf = Dense(leaf.dequantize())
-        elif self._dtype == "bfloat16" and leaf.format != "BF16":
-            leaf = Dense(leaf.dequantize().astype(ml_dtypes.bfloat16))
+        format = {"float32": "F32", "bfloat16": "BF16"}[self._dtype] if self._dtype else leaf.format
         with _errors(f"the weight {name}"):
-            packed = pack(self._runtime, leaf)
-        self._count(leaf.format, packed.nbytes)
+            packed = pack(self._runtime, leaf, format)
+        self._count(format, packed.nbytes)
         return packed
 
     def _count(self, format: str, nbytes: int) -> None:
         self._formats[format] = self._formats.get(format, 0) + nbytes
 
 
-def pack(runtime: Any, leaf: Leaf) -> Any:
-    """A matrix as the kernels read it. Raises ValueError for a format that they do not have."""
-    if isinstance(leaf, Dense):
-        data = np.ascontiguousarray(leaf.array).view(np.uint8)
-    elif isinstance(leaf, Blocks):
-        data = np.ascontiguousarray(leaf.data)
-    else:
-        raise ValueError(f"the native engine has no kernels for a {type(leaf).__name__} leaf")
-    return _core.PackedWeight(runtime, leaf.format, leaf.shape[0], leaf.shape[1], data)
+def pack(runtime: Any, leaf: Leaf, format: str) -> Any:
+    """A matrix as the kernels read it, in its own format or as F32 or BF16. Panels are used where they lie; the rest is
+    packed a slice at a time, and what a mapped file took of memory for a slice is let go after it.
+
+    Raises ValueError for a format that the kernels do not have.
+    """
+    rows, columns = leaf.shape
+    if isinstance(leaf, Packed) and leaf.format == format:
+        return _core.PackedWeight.borrow(format, rows, columns, leaf.panels)
+    packed = _core.PackedWeight(runtime, format, rows, columns)
+    for start, stop in slices(leaf):
+        if leaf.format == format:
+            data = leaf.stored(start, stop)
+        else:
+            data = leaf.rows(np.arange(start, stop)).astype(FLOATS[format]).reshape(-1).view(np.uint8)
+        packed.pack(runtime, start, data)
+        leaf.release(start, stop)
+    return packed
 
 
 def run_program(

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gemmary.errors import GemmaryError
 from gemmary.tokenizer.pieces import Pieces, PieceType, pack
@@ -26,39 +25,13 @@ _T = TypeVar("_T", int, bytes)
 
 
 def write_model(pieces: Pieces) -> bytes:
-    """The ModelProto of a vocabulary, with the switches of Gemma's tokenizers (spec 2.1). Vectorised: a model's first
-    token waits for this."""
-    lengths = np.diff(pieces.offsets)
-    length_size = 1 + (lengths > 127)
-    body = lengths + length_size + 8  # tag, length, bytes; tag and four bytes of score; tag and type
-    body_size = 1 + (body > 127)
-    starts = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(1 + body_size + body, out=starts[1:])
-    out = np.empty(starts[-1], np.uint8)
-    at = starts[:-1]
-    out[at] = _PIECE << 3 | _BYTES
-    _put_varints(out, at + 1, body)
-    at = at + 1 + body_size
-    out[at] = 1 << 3 | _BYTES
-    _put_varints(out, at + 1, lengths)
-    at = at + 1 + length_size
-    payload = np.frombuffer(pieces.blob, np.uint8)[pieces.offsets[0] : pieces.offsets[-1]]
-    out[np.arange(len(payload)) + np.repeat(at - (pieces.offsets[:-1] - pieces.offsets[0]), lengths)] = payload
-    at = at + lengths
-    out[at] = 2 << 3 | _FIXED32
-    score_bytes = pieces.scores.astype("<f4").view(np.uint8).reshape(-1, 4)
-    for i in range(4):
-        out[at + 1 + i] = score_bytes[:, i]
-    out[at + 5] = 3 << 3 | _VARINT
-    out[at + 6] = pieces.types
-    return out.tobytes() + _field(_TRAINER, _trainer_spec(pieces)) + _field(_NORMALIZER, _NORMALIZER_SPEC)
+    """The ModelProto of a vocabulary, with the switches of Gemma's tokenizers (spec 2.1)."""
+    from gemmary import _core
 
-
-def _put_varints(out: NDArray[np.uint8], at: NDArray[np.int64], values: NDArray[np.int64]) -> None:
-    """Writes values below 2**14 (`MAX_PIECE_BYTES` sees to that) at `at`, each in one or two bytes."""
-    long = values > 127
-    out[at] = (values & 127) | (long << 7)
-    out[at[long] + 1] = values[long] >> 7
+    written = _core.write_sentencepiece_pieces(
+        pieces.blob, pieces.offsets, np.asarray(pieces.scores, np.float32), np.asarray(pieces.types, np.int32)
+    )
+    return written + _field(_TRAINER, _trainer_spec(pieces)) + _field(_NORMALIZER, _NORMALIZER_SPEC)
 
 
 def _varint(value: int) -> bytes:
@@ -93,12 +66,11 @@ def check_model(data: bytes) -> None:
     A precompiled normalisation table is refused: it is a binary structure that the library trusts, and no Gemma has
     one.
     """
+    from gemmary import _core
+
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
-    at = count = 0
-    while at < len(data) - 1 and data[at] == _PIECE << 3 | _BYTES and data[at + 1] < 128:  # the pieces: skip them fast
-        at += 2 + data[at + 1]
-        count += 1
+    count, at = _core.skip_sentencepiece_pieces(data)
     if at > len(data):
         raise _corrupt(_CUT_OFF)
     for number, value in _fields(data[at:]):

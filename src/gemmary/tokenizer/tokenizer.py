@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -38,18 +39,18 @@ class Tokenizer:
     with `escape_markers=True`. Every id list is a plain list of int.
     """
 
-    def __init__(self, model: bytes, pieces: Pieces | None = None) -> None:
-        """model: a ModelProto that `proto` wrote or checked. pieces: what it was written from, when it was."""
+    def __init__(self, model: bytes, *, add_bos: bool = True) -> None:
+        """model: a ModelProto that `proto` wrote or checked."""
         try:
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except Exception as error:  # the library raises RuntimeError, ValueError, …, all for a bad model
             reason = str(error).partition("\n")[0][:120] or type(error).__name__
             raise GemmaryError(f"the tokenizer is corrupt: {reason}") from None
         self._model = model
-        self._pieces = pieces
+        self._pieces: Pieces | None = None
         self._processor = processor
         self._surfaces: dict[int, str | bytes] = {}
-        self.add_bos = pieces is None or pieces.add_bos
+        self.add_bos = add_bos
         self.vocab_size: int = processor.vocab_size()
         self.bos_id: int = processor.bos_id()
         self.eos_id: int = processor.eos_id()
@@ -140,11 +141,13 @@ class Tokenizer:
             unk_id,
             add_bos,
         )
-        return cls._from_checked(vocabulary.from_gguf(given))
+        model = proto.write_model(vocabulary.from_gguf(given))
+        del given  # sentencepiece will need the memory
+        return cls(model, add_bos=add_bos)
 
     @classmethod
     def _from_checked(cls, pieces: Pieces) -> Tokenizer:
-        return cls(proto.write_model(pieces), pieces)
+        return cls(proto.write_model(pieces), add_bos=pieces.add_bos)
 
     # Writers ------------------------------------------------------------------------------------------------------
 
@@ -156,7 +159,7 @@ class Tokenizer:
         """The vocabulary as arrays, in the original tokenizer's (SentencePiece's) conventions."""
         if self._pieces is None:
             read = proto.read_model(self._model, self.bos_id, self.eos_id, self.pad_id, self.unk_id)
-            self._pieces = vocabulary.check(read)
+            self._pieces = vocabulary.check(replace(read, add_bos=self.add_bos))
         return self._pieces
 
     def to_arrays(self) -> Pieces:

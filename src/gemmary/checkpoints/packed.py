@@ -1,0 +1,180 @@
+"""A folder of panels: weights as the native kernels read them (csrc/packed.h), which the engine maps and never copies.
+
+`config.json` and the tokenizer's files are those of a Hugging Face folder; `model.safetensors` holds every tensor
+under its name in the tensor table, a matrix as uint8 panels and a norm as it is in memory (zero-centred, F32). Its
+metadata say that it is such a file, the version of the layout, and of each matrix `FORMAT ROWS COLUMNS`. Every matrix
+begins at a multiple of 64 bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gemmary.checkpoints.checkpoint import Checkpoint, Source
+from gemmary.checkpoints.config_json import read_config
+from gemmary.checkpoints.convert import Meter, Progress, piece
+from gemmary.checkpoints.huggingface import open_tokenizer, read_chat_template
+from gemmary.checkpoints.huggingface_write import write_around
+from gemmary.checkpoints.json_files import read_json
+from gemmary.checkpoints.safetensors import SafetensorsFile, show, write
+from gemmary.checkpoints.tensors import Tensor, tensors
+from gemmary.config import Config
+from gemmary.errors import GemmaryError
+from gemmary.files import HashingFile, atomic_folder
+from gemmary.quantize.blocks import BLOCK_SIZES
+from gemmary.quantize.leaves import FLOATS, Dense, Leaf, Packed, slices
+
+FILE = "model.safetensors"
+KIND = "gemmary-packed"
+ALIGNMENT = 64
+_STATED = re.compile(r"([A-Z0-9_]{2,8}) ([1-9][0-9]{0,9}) ([1-9][0-9]{0,9})")
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a folder is one of these. (An unsound file is not; who opens it as another folder says what is wrong.)"""
+    try:
+        return (path / FILE).is_file() and SafetensorsFile(path / FILE).metadata.get("format") == KIND
+    except GemmaryError:
+        return False
+
+
+def open_packed(path: Path, name: str | None = None) -> Checkpoint:
+    """Raises GemmaryError, one line, where the folder is not whole and sound, or was written for another layout."""
+    from gemmary import _core
+
+    file = SafetensorsFile(path / FILE)
+    if (version := file.metadata.get("version")) != str(_core.PACKED_VERSION):
+        raise GemmaryError(
+            f"{path} is packed in layout {ascii(version)[:20]}, and this Gemmary reads layout {_core.PACKED_VERSION}: "
+            "convert the original again"
+        )
+    notices: list[str] = []
+    stated = {key: _stated(path, key, text) for key, text in file.metadata.items() if key not in ("format", "version")}
+    config = _with_dense(path, read_config(read_json(path / "config.json"), notices), stated)
+    table = tensors(config)
+    for found in (file.entries, {**stated, **{t.name: None for t in table if t.is_norm}}):
+        if missing := [t.name for t in table if t.name not in found]:
+            raise GemmaryError(f"{path / FILE} lacks {_some(missing)}")
+        if unknown := sorted(set(found) - {t.name for t in table}):
+            raise GemmaryError(f"{path / FILE} holds {_some(unknown)}, which this model does not have")
+    leaves: dict[str, Callable[[], Leaf]] = {}
+    for tensor in table:
+        if tensor.is_norm:
+            leaves[tensor.name] = _norm(path, file, tensor)
+        else:
+            leaves[tensor.name] = _matrix(path, file, tensor, *stated[tensor.name])
+    return Checkpoint(
+        path, "packed", config, name or path.resolve().name, leaves, partial(open_tokenizer, path),
+        partial(read_chat_template, path), notices,
+    )  # fmt: skip
+
+
+def _stated(path: Path, key: str, text: str) -> tuple[str, tuple[int, int]]:
+    found = _STATED.fullmatch(text)
+    if found is None or found[1] not in (*FLOATS, *BLOCK_SIZES):
+        raise GemmaryError(f"{path / FILE}: the metadata of {show(key)} are not a known format, rows and columns")
+    return found[1], (int(found[2]), int(found[3]))
+
+
+def _with_dense(path: Path, config: Config, stated: dict[str, tuple[str, tuple[int, int]]]) -> Config:
+    """The Config with the widths of an embedding model's dense layers, which config.json does not say."""
+    if not config.bidirectional:
+        return config
+    count = sum(key.startswith("dense.") for key in stated)
+    widths = [stated[f"dense.{i}"][1][0] for i in range(count) if f"dense.{i}" in stated]
+    if len(widths) != count:
+        raise GemmaryError(f"{path / FILE}: its dense layers are not dense.0, dense.1, …")
+    return replace(config, pooled_dense=tuple(widths))
+
+
+def _norm(path: Path, file: SafetensorsFile, tensor: Tensor) -> Callable[[], Leaf]:
+    entry = file.entries[tensor.name]
+    if (entry.dtype, entry.shape) != ("F32", tensor.shape):
+        raise GemmaryError(f"{path / FILE}: {tensor.name} is {entry.dtype} {entry.shape}, not F32 {tensor.shape}")
+    return lambda: Dense(file.array(tensor.name))
+
+
+def _matrix(
+    path: Path, file: SafetensorsFile, tensor: Tensor, format: str, shape: tuple[int, int]
+) -> Callable[[], Leaf]:
+    from gemmary import _core
+
+    entry = file.entries[tensor.name]
+    if shape != tensor.shape:
+        raise GemmaryError(f"{path / FILE}: {tensor.name} has shape {shape}, but config.json means {tensor.shape}")
+    try:
+        needed = _core.packed_bytes(format, *shape)
+    except ValueError as error:
+        raise GemmaryError(f"{path / FILE}: {tensor.name}: {error}") from None
+    if (entry.dtype, entry.shape) != ("U8", (needed,)):
+        raise GemmaryError(
+            f"{path / FILE}: {tensor.name} is {entry.dtype} {entry.shape}, but {format} {shape} takes U8 {(needed,)}"
+        )
+    if entry.begin % ALIGNMENT:
+        raise GemmaryError(f"{path / FILE}: {tensor.name} does not begin at a multiple of {ALIGNMENT} bytes")
+    return lambda: Packed(format, shape, file.data(tensor.name))
+
+
+def save_packed(source: Source, path: Path, format: str | None, progress: Progress | None = None) -> list[str]:
+    """Writes the folder `path`, atomically, with SHA256SUMS in it. format: of every matrix, or None: as stored.
+
+    Returns what a user should be told. Raises GemmaryError where a row does not divide into blocks, a weight does not
+    fit the format, the folder holds something, or the disk refuses.
+    """
+    from gemmary import _core
+
+    notices: list[str] = []
+    table = sorted(
+        tensors(source.config), key=lambda t: t.is_norm
+    )  # panels are whole lines of 64 bytes, norms may not be
+    formats = {t.name: format or source.lookup(t.name).format for t in table if not t.is_norm}
+    metadata = {"format": KIND, "version": str(_core.PACKED_VERSION)}
+    plan: list[tuple[str, str, tuple[int, ...]]] = []
+    for tensor in table:
+        if tensor.is_norm:
+            plan.append((tensor.name, "F32", tensor.shape))
+            continue
+        rows, columns = tensor.shape
+        metadata[tensor.name] = f"{formats[tensor.name]} {rows} {columns}"
+        try:
+            plan.append((tensor.name, "U8", (_core.packed_bytes(formats[tensor.name], rows, columns),)))
+        except ValueError as error:
+            raise GemmaryError(f"{tensor.name} cannot be packed: {error}") from None
+    runtime = _core.Runtime(0, None)
+    meter = Meter(sum(shape[0] for _, dtype, shape in plan if dtype == "U8"), progress)
+    with atomic_folder(path) as folder:
+        write_around(source, folder, "float32", notices)
+        with open(folder / FILE, "wb") as file:
+            data = (
+                iter([source.lookup(t.name).dequantize()])
+                if t.is_norm
+                else meter.watch(_panels(runtime, source.lookup(t.name), formats[t.name]))
+                for t in table
+            )
+            write(HashingFile(file), plan, data, metadata)
+    return notices
+
+
+def _panels(runtime: Any, leaf: Leaf, format: str) -> Iterator[npt.NDArray[np.uint8]]:
+    from gemmary import _core
+
+    if isinstance(leaf, Packed) and leaf.format == format:
+        yield leaf.panels
+        return
+    for start, stop in slices(leaf):  # whole panels, so the panels of the slices are those of the weight
+        part = _core.PackedWeight(runtime, format, stop - start, leaf.shape[1])
+        part.pack(runtime, 0, piece(leaf, start, stop, format))
+        yield part.panels
+        leaf.release(start, stop)
+
+
+def _some(names: list[str]) -> str:
+    return show(names[0]) + (f" and {len(names) - 1} more tensors" if len(names) > 1 else "")
