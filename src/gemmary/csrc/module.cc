@@ -3,8 +3,10 @@
 
 void bind_gguf(nanobind::module_& module);
 void bind_native(nanobind::module_& module);
+void bind_probe(nanobind::module_& module);
 
 NB_MODULE(_core, module) {
   bind_gguf(module);
   bind_native(module);
+  bind_probe(module);
 }
