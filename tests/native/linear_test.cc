@@ -312,7 +312,7 @@ void check_ceilings() {
   int32_t sum = 0;
   for (size_t i = 0; i < numbers.size(); i++) sum += numbers[i] = static_cast<int32_t>(i * i);
   for (Isa isa : isas()) {
-    const Probe& probe = *kernels_for(isa).probe;
+    const auto& probe = *kernels_for(isa).probe;
     CHECK(probe.read(numbers.data(), 1024) == sum, "read on %s", isa_name(isa));
     for (int64_t rounds : {1, 9}) {
       CHECK(probe.dot(bytes.data(), rounds) == rounds * probe.dot_round, "dot on %s", isa_name(isa));
