@@ -30,6 +30,14 @@ def unpack(
 
 def available_processors() -> int: ...
 def available_isas() -> list[str]: ...
+def probe_read(runtime: Runtime, data: _Int32) -> tuple[int, float]:
+    """All threads read whole MiB once: the numbers' sum mod 2^32, and seconds. Releases the GIL, as all probes."""
+
+def probe_dot(runtime: Runtime, rounds: int) -> tuple[int, int, float]:
+    """Integer products of ones on all threads: their sum mod 2^32, multiply-adds, seconds."""
+
+def probe_fma(runtime: Runtime, rounds: int) -> tuple[float, int, float]:
+    """Fused multiply-adds of ones on all threads: their sum (exact for few rounds), multiply-adds, seconds."""
 
 class Runtime:
     """Threads (0: all processors), kernels (None: the best) and working memory of one engine."""
@@ -129,4 +137,6 @@ class Program:
         """One step: writes the external results, takes the keys into the caches. Releases the GIL."""
 
     def set_profiling(self, on: bool) -> None: ...
-    def profile(self) -> list[tuple[str, float]]: ...
+    def profile(self) -> list[tuple[str, float, int, int, int, int, int]]:
+        """For each instruction: label, seconds, and csrc/program.h's Cost: bytes of weights, of the caches and of
+        activations, int8 and float operations."""

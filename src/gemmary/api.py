@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from gemmary import zoo
 from gemmary.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
@@ -40,6 +41,7 @@ def load(
     dtype: str | None = None,
     quant: str | None = None,
     context: int | None = None,
+    isa: str | None = None,
 ) -> Model:
     """Opens a checkpoint and builds an engine for it.
 
@@ -48,6 +50,7 @@ def load(
     stored; "float32" or "bfloat16" for that, whatever is stored (a quantized weight is dequantized exactly). quant:
     None = as stored; "int8" or "int4" quantizes every matrix, the embedding table too. context: tokens of prompt and
     answer together; None = the model's own, or as much of it as memory has room for, which `Model.notices` then says.
+    isa: "scalar", "avx2", "avx512" or "neon" for the native engine's kernels, with the same results; None = the best.
 
     Raises GemmaryError where something is wrong, missing, or foreseeably larger than the memory.
     """
@@ -63,7 +66,7 @@ def load(
     held = _held_as(engine, checkpoint, dtype, quant)
     needed = checkpoint.config.weight_bytes(_BITS[held]) if held else _stored_bytes(path)
     require(needed, f"{checkpoint.name} ({held or 'as stored'})", 'try quant="int4", or a smaller model')
-    built = _open_engine(engine, checkpoint.config, lookup, dtype, threads)
+    built = _open_engine(engine, checkpoint.config, lookup, dtype=dtype, threads=threads, isa=isa)
     kv_bytes = None if (free := available_bytes()) is None else free // 2
     fitted = _fit_context(built, context, kv_bytes, notices)
     model = Model(checkpoint, built, lookup=lookup, context=fitted, kv_bytes=kv_bytes, notices=notices)
@@ -138,11 +141,9 @@ def _check_options(engine: str, threads: int | None, dtype: str | None, quant: s
         raise GemmaryError(f"quant must be {' or '.join(QUANT)}, or None for as stored; not {quant!r}")
 
 
-def _open_engine(
-    name: str, config: Config, lookup: Callable[[str], Leaf], dtype: str | None, threads: int | None
-) -> Engine:
+def _open_engine(name: str, config: Config, lookup: Callable[[str], Leaf], **options: Any) -> Engine:
     try:
-        return open_engine(name, config, lookup, dtype=dtype, threads=threads)
+        return open_engine(name, config, lookup, **options)
     except ImportError as error:
         if name == "torch":
             raise GemmaryError('the torch engine needs PyTorch: pip install "gemmary[torch]"') from error

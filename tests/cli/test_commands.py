@@ -200,31 +200,6 @@ def test_verify_needs_something_to_compare_with(gemmary_command: Gemmary, base_m
     assert "say what to compare with" in gemmary_command("verify", base_model).error
 
 
-def test_bench_gives_medians_and_spread(gemmary_command: Gemmary, base_model: Path) -> None:
-    flags = ("--engine", "reference", "--prefill", 9, "--decode", 4, "--repeat", 3)
-    found = json.loads(gemmary_command("bench", base_model, *flags, "--json").out)
-    assert (found["prefill"], found["decode"], found["repeat"], found["warm_up"]) == (9, 4, 3, 1)
-    for name, runs in (("prefill_tokens_per_s", 3), ("decode_tokens_per_s", 3), ("first_token_s", 3), ("load_s", 1)):
-        spread = found[name]
-        assert len(spread["runs"]) == runs
-        assert 0 < spread["min"] <= spread["median"] <= spread["max"]
-    assert found["peak_rss_bytes"] > 10_000_000
-    table = gemmary_command("bench", base_model, *flags).out.splitlines()
-    assert [line.split("  ")[0] for line in table[1:5]] == [
-        "prefill of 9 tokens",
-        "decode of 4 tokens",
-        "first token",
-        "load",
-    ]
-
-
-def test_bench_that_does_not_fit_is_told(gemmary_command: Gemmary, base_model: Path) -> None:
-    done = gemmary_command(
-        "bench", base_model, "--engine", "reference", "--context", 100, "--prefill", 90, "--decode", 10
-    )
-    assert "do not fit the context of 100" in done.error
-
-
 def test_convert_tells_how_far_it_is(gemmary_command: Gemmary, base_model: Path, embedding_model: Path) -> None:
     steps = [f"writing weights: {20 * fifth} %" for fifth in range(1, 6)]
     for model, target in (

@@ -28,8 +28,8 @@ FLAGS = {
     "list": "--all --json",
     "rm": "MODEL --yes",
     "show": "MODEL --json",
-    "verify": "MODEL --against --engine --text --tokens --taps --json --threads --dtype --quant",
-    "bench": f"MODEL {LOADING} --prefill --decode --repeat --json",
+    "verify": "MODEL --against --engine --text --tokens --taps --json --threads --dtype --quant --isa",
+    "bench": f"MODEL {LOADING} --isa --prefill --decode --repeat --profile --roofline --json",
     "embed": "MODEL --engine --threads --dtype --quant TEXT --prompt --title --dimensions",
     "convert": "SRC DST --format --dtype",
 }

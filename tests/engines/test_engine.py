@@ -121,17 +121,6 @@ def test_no_outputs_asked_for() -> None:
     assert cache.length == 3
 
 
-def test_profile_names_every_instruction() -> None:
-    config = TINY["gemma3"]
-    native = NativeEngine(config, random_leaves(config), threads=1)
-    native.profile(True)
-    native.step(Batch.of(config, [Chunk([1, 2, 3])]), [native.new_cache(10)])
-    labels = [label for label, _ in native.timings()]
-    assert labels[0] == "embed embed"
-    assert "linear layers.0.gate+up" in labels
-    assert all(seconds >= 0 for _, seconds in native.timings())
-
-
 @pytest.mark.parametrize("name", ["gemma2-q32", "gemma3-q32", "embeddinggemma-q32"])
 @pytest.mark.parametrize("capacity", [1, 40, 4000])
 def test_cache_bytes_are_what_a_cache_takes(name: str, capacity: int) -> None:

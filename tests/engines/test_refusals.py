@@ -30,8 +30,8 @@ def engine() -> NativeEngine:
         ({"dtype": "int3"}, "float32 or bfloat16"),
         ({"threads": 0}, "threads must be at least 1"),
         ({"threads": 100_000}, "threads must be between"),
-        ({"isa": "mmx"}, "no instruction set is called mmx"),
-        ({"isa": "neon" if "avx2" in _core.available_isas() else "avx2"}, "this machine cannot run"),
+        ({"isa": "mmx"}, "no instruction set called mmx: choose one of scalar"),
+        ({"isa": "neon" if "avx2" in _core.available_isas() else "avx2"}, "this machine has no instruction set called"),
     ],
 )
 def test_options(options: dict[str, Any], message: str) -> None:

@@ -328,11 +328,29 @@ void check_step() {
 
 }  // namespace
 
+// The loops that measure a machine's peaks, on operands of ones: all that they claim to multiply arrives in their sums.
+void check_ceilings() {
+  const std::vector<int8_t> bytes(kProbeOperandBytes, 1);
+  const std::vector<float> floats(kProbeOperandBytes / sizeof(float), 1.0f);
+  std::vector<int32_t> numbers(1024);
+  int32_t sum = 0;
+  for (size_t i = 0; i < numbers.size(); i++) sum += numbers[i] = static_cast<int32_t>(i * i);
+  for (Isa isa : isas()) {
+    const auto& probe = *kernels_for(isa).probe;
+    CHECK(probe.read(numbers.data(), 1024) == sum, "read on %s", isa_name(isa));
+    for (int64_t rounds : {1, 9}) {
+      CHECK(probe.dot(bytes.data(), rounds) == rounds * probe.dot_round, "dot on %s", isa_name(isa));
+      CHECK(probe.fma(floats.data(), rounds) == static_cast<float>(rounds * probe.fma_round), "fma on %s", isa_name(isa));
+    }
+  }
+}
+
 int main(int argc, char** argv) {
   if (argc == 5) return convert(argv[1], parse_format(argv[2]).value(), std::atol(argv[3]), std::atol(argv[4]));
   check_probes();
   check_activations();
   check_step();
+  check_ceilings();
   check_all_linear(argc == 2 && argv[1] == std::string("brief"));
   for (Isa isa : isas()) std::printf("%s ", isa_name(isa));
   std::printf("digest %016llx checks %ld\n", static_cast<unsigned long long>(digest), checks);

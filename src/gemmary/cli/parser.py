@@ -46,14 +46,22 @@ def command(commands: Any, name: str, run: Command, summary: str, details: str =
     return parser
 
 
-def add_model(parser: argparse.ArgumentParser, *, context: bool = True) -> None:
-    """The model and how it is loaded."""
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+def add_model(parser: argparse.ArgumentParser, *, context: bool = True, optional: bool = False) -> Any:
+    """The model and how it is loaded. Returns the group of the latter."""
+    parser.add_argument("model", metavar="MODEL", nargs="?" if optional else None, help=MODEL_HELP)
     group = parser.add_argument_group("loading")
     group.add_argument("--engine", choices=ENGINES, default="native", help="what computes (default: native)")
     add_weights(group)
     if context:
         group.add_argument("--context", type=count, metavar="N", help="tokens that prompt and answer may have together")
+    return group
+
+
+def add_isa(group: Any) -> None:
+    """Another instruction set than the best one."""
+    group.add_argument(
+        "--isa", metavar="NAME", help="scalar, avx2, avx512 or neon (default: the best that this machine has)"
+    )
 
 
 def add_weights(group: Any) -> None:

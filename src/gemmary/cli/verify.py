@@ -27,16 +27,19 @@ def add(commands: Any) -> None:
     command.add_argument("--tokens", type=parser.count, metavar="N", help="only the first N tokens of the text")
     command.add_argument("--taps", action="store_true", help="also the error of every named intermediate")
     command.add_argument("--json", action="store_true", help="for programs")
-    parser.add_weights(command.add_argument_group("loading of MODEL"))
+    group = command.add_argument_group("loading of MODEL")
+    parser.add_weights(group)
+    parser.add_isa(group)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from gemmary.verify import builtin_text, verify
 
-    as_stored = arguments.quant is None and arguments.dtype is None
+    as_stored = arguments.quant is None and arguments.dtype is None and arguments.isa is None
     if arguments.against is None and arguments.engine in (None, "native") and as_stored:
         raise GemmaryError(
-            "say what to compare with: --against OTHER, --engine torch, or --quant int4 (or --dtype) against as stored"
+            "say what to compare with: --against OTHER, --engine torch, or --quant int4 (--dtype, --isa) against as "
+            "stored"
         )
     text = _read(arguments.text) if arguments.text else builtin_text()
     # Where only the engine differs, the trusted side computes in full precision on the same weights.

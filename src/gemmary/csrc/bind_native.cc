@@ -31,12 +31,23 @@ Rows rows_named(const std::string& name) {
   throw std::invalid_argument("rows are T, R or S, not " + name);
 }
 
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (Isa isa : {Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512})
+    if (isa_available(isa)) names.emplace_back(isa_name(isa));
+  return names;
+}
+
 std::shared_ptr<Runtime> make_runtime(int threads, const std::optional<std::string>& isa) {
   if (threads < 0 || threads > 1024) throw std::invalid_argument("threads must be between 1 and 1024");
   Isa chosen = best_isa();
   if (isa) {
     const std::optional<Isa> parsed = parse_isa(*isa);
-    if (!parsed) throw std::invalid_argument("no instruction set is called " + *isa + ": choose scalar, avx2, avx512 or neon");
+    if (!parsed || !isa_available(*parsed)) {
+      std::string names;
+      for (const std::string& name : available_isas()) names += (names.empty() ? "" : ", ") + name;
+      throw std::invalid_argument("this machine has no instruction set called " + *isa + ": choose one of " + names);
+    }
     chosen = *parsed;
   }
   return std::make_shared<Runtime>(threads == 0 ? available_processors() : threads, chosen);
@@ -149,12 +160,7 @@ void bind_native(nb::module_& module) {
   module.def("unpack", &unpack_to_source, nb::arg("format"), nb::arg("rows"), nb::arg("cols"), nb::arg("panels").noconvert(),
              nb::arg("index").noconvert());
   module.def("available_processors", &available_processors);
-  module.def("available_isas", [] {
-    std::vector<std::string> names;
-    for (Isa isa : {Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512})
-      if (isa_available(isa)) names.emplace_back(isa_name(isa));
-    return names;
-  });
+  module.def("available_isas", &available_isas);
 
   nb::class_<Runtime>(module, "Runtime", "Threads, kernels and working memory of one engine.")
       .def(nb::new_(&make_runtime), nb::arg("threads"), nb::arg("isa").none())
@@ -220,5 +226,11 @@ void bind_native(nb::module_& module) {
       .def("run", &run, nb::arg("tokens").noconvert(), nb::arg("positions").noconvert(), nb::arg("visible").noconvert(),
            nb::arg("outputs").noconvert(), nb::arg("sequences").noconvert(), nb::arg("caches"), nb::arg("externals").noconvert())
       .def("set_profiling", &Program::set_profiling)
-      .def("profile", &Program::profile);
+      .def("profile", [](const Program& p) {
+        std::vector<std::tuple<std::string, double, int64_t, int64_t, int64_t, int64_t, int64_t>> rows;
+        for (const auto& [label, seconds, cost] : p.profile())
+          rows.emplace_back(label, seconds, cost.weight_bytes, cost.cache_bytes, cost.activation_bytes, cost.int8_operations,
+                            cost.float_operations);
+        return rows;
+      });
 }

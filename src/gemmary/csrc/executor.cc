@@ -273,7 +273,8 @@ void Program::run(const StepInputs& step) {
     }
     const auto start = std::chrono::steady_clock::now();
     std::visit(executor, recorded.work);
-    recorded.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    recorded.profiled.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    recorded.profiled.cost += cost(recorded.work, step);
   }
   if (heads_ == 0) return;
   for (int64_t s = 0; s < step.rows[2]; s++)

@@ -15,7 +15,8 @@ struct Tiles {
 #include "attention_impl.h"
 #include "kernels.h"
 #include "linear_float_impl.h"
+#include "probe_impl.h"
 
 namespace gemmary {
-extern const Kernels kNeonKernels{Isa::Neon, "neon", neon::quantize_activations, neon::linear, &neon::kStepKernels};
+extern const Kernels kNeonKernels{Isa::Neon, "neon", neon::quantize_activations, neon::linear, &neon::kStepKernels, &neon::kProbe};
 }  // namespace gemmary

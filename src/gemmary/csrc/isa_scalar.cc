@@ -15,7 +15,8 @@ struct Tiles {
 #include "attention_impl.h"
 #include "kernels.h"
 #include "linear_float_impl.h"
+#include "probe_impl.h"
 
 namespace gemmary {
-extern const Kernels kScalarKernels{Isa::Scalar, "scalar", scalar::quantize_activations, scalar::linear, &scalar::kStepKernels};
+extern const Kernels kScalarKernels{Isa::Scalar, "scalar", scalar::quantize_activations, scalar::linear, &scalar::kStepKernels, &scalar::kProbe};
 }  // namespace gemmary

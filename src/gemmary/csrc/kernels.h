@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "linear.h"
+#include "probe.h"
 #include "step_kernels.h"
 
 namespace gemmary {
@@ -17,6 +18,7 @@ struct Kernels {
   QuantizeActivationsFunction* quantize_activations;
   LinearFunction* linear;
   const StepKernels* step;
+  const Probe* probe;
 };
 
 const char* isa_name(Isa isa);                         // "scalar", "avx2", "avx512", "neon"

@@ -121,7 +121,7 @@ void Program::append(Instruction instruction, std::string label) {
     kv_heads_ = attention->kv_heads;
     head_dim_ = head_dim;
   }
-  instructions_.push_back({std::move(instruction), std::move(label)});
+  instructions_.push_back({std::move(instruction), {std::move(label), 0, {}}});
 }
 
 void Program::check(const StepInputs& step) const {
@@ -197,13 +197,13 @@ void Program::check_cache(const StepInputs& step, int64_t sequence) const {
 void Program::set_profiling(bool on) {
   const std::lock_guard lock(runtime_->busy);
   profiling_ = on;
-  for (Recorded& recorded : instructions_) recorded.seconds = 0;
+  for (Recorded& recorded : instructions_) recorded.profiled = {std::move(recorded.profiled.label), 0, {}};
 }
 
-std::vector<std::pair<std::string, double>> Program::profile() const {
+std::vector<Profiled> Program::profile() const {
   const std::lock_guard lock(runtime_->busy);
-  std::vector<std::pair<std::string, double>> result;
-  for (const Recorded& recorded : instructions_) result.emplace_back(recorded.label, recorded.seconds);
+  std::vector<Profiled> result;
+  for (const Recorded& recorded : instructions_) result.push_back(recorded.profiled);
   return result;
 }
 

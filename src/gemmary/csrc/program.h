@@ -70,6 +70,24 @@ struct StepInputs {
   std::vector<External> externals;
 };
 
+// The least that an instruction has to do in a step: bytes moved, each operand once, and operations, two for a multiply-add.
+struct Cost {
+  int64_t weight_bytes = 0;      // as packed
+  int64_t cache_bytes = 0;       // keys and values that any of the step's rows sees, and those it adds
+  int64_t activation_bytes = 0;  // buffers read and written
+  int64_t int8_operations = 0;   // of products of quantized weights and activations
+  int64_t float_operations = 0;  // all others; a function such as the tangent counts as one
+
+  Cost& operator+=(const Cost& other);
+};
+
+// What the profile says of one instruction, over all steps since it began.
+struct Profiled {
+  std::string label;
+  double seconds = 0;
+  Cost cost;
+};
+
 class Program {
  public:
   // Throws std::invalid_argument if a buffer does not fit its slot.
@@ -82,16 +100,16 @@ class Program {
   // step of this program, and std::bad_alloc. Callers on several threads wait for one another.
   void run(const StepInputs& step);
 
-  // Seconds spent in each instruction since the last call that switched profiling on.
+  // Time and cost of each instruction since the last call that switched profiling on.
   void set_profiling(bool on);
-  std::vector<std::pair<std::string, double>> profile() const;
+  std::vector<Profiled> profile() const;
 
  private:
   friend class Executor;
+  friend class Costing;
   struct Recorded {
     Instruction work;
-    std::string label;
-    double seconds = 0;
+    Profiled profiled;
   };
   // Query rows of one sequence and heads of one key head that are attended together.
   struct AttentionBlock {
@@ -112,6 +130,7 @@ class Program {
   void place_buffers(const StepInputs& step);
   void plan_attention(const StepInputs& step);
   void reserve(const StepInputs& step);
+  Cost cost(const Instruction& instruction, const StepInputs& step) const;
 
   std::shared_ptr<Runtime> runtime_;
   std::vector<Slot> slots_;

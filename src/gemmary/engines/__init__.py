@@ -71,16 +71,25 @@ class Engine(Protocol):
 
 
 def open_engine(
-    name: str, config: Config, lookup: Callable[[str], Leaf], *, dtype: str | None = None, threads: int | None = None
+    name: str,
+    config: Config,
+    lookup: Callable[[str], Leaf],
+    *,
+    dtype: str | None = None,
+    threads: int | None = None,
+    isa: str | None = None,
 ) -> Engine:
     """Builds engine `name` from typed leaves. `lookup` maps a name of the tensor table to its leaf.
 
     dtype: None = as stored (quantized weights stay quantized), "float32" or "bfloat16". threads: None = all cores.
+    isa: the native engine's instruction set; None = the best that this machine has.
     """
+    if isa is not None and name != "native":
+        raise GemmaryError(f"only the native engine takes an instruction set, not {name}: leave {isa} out")
     if name == "native":
         from gemmary.engines.native import NativeEngine
 
-        return NativeEngine(config, lookup, dtype=dtype, threads=threads)
+        return NativeEngine(config, lookup, dtype=dtype, threads=threads, isa=isa)
     if name == "torch":
         if importlib.util.find_spec("torch") is None:
             raise GemmaryError("the torch engine needs PyTorch: pip install 'gemmary[torch]'")

@@ -35,6 +35,25 @@ class _Compiled:
     outputs: dict[str, Value]
 
 
+@dataclass(frozen=True)
+class Timing:
+    """What the profile says of one instruction, over all steps since `profile(True)`.
+
+    Every operand counts once, however often a kernel comes back to it; a multiply-add is two operations.
+    """
+
+    label: str
+    seconds: float
+    weight_bytes: int
+    """As packed."""
+    cache_bytes: int
+    """Keys and values that any row sees, and those that the steps added."""
+    activation_bytes: int
+    int8_operations: int
+    """Of products of quantized weights and activations."""
+    float_operations: int
+
+
 class NativeEngine:
     """`gemmary.engines.Engine` in C++ on the CPU.
 
@@ -112,9 +131,16 @@ class NativeEngine:
             if not tapped:
                 compiled.program.set_profiling(enabled)
 
-    def timings(self) -> list[tuple[str, float]]:
-        """Seconds spent in each instruction since `profile(True)`, in the order of execution."""
-        return [pair for (_, tapped), c in self._programs.items() if not tapped for pair in c.program.profile()]
+    def timings(self) -> list[Timing]:
+        """Time and cost of each instruction since `profile(True)`, in the order of execution."""
+        programs = [compiled.program for (_, tapped), compiled in self._programs.items() if not tapped]
+        return [Timing(*row) for program in programs for row in program.profile()]
+
+    @property
+    def isa(self) -> str:
+        """The instruction set whose kernels run."""
+        name: str = self._runtime.isa
+        return name
 
     def cache_bytes(self, capacity: int) -> int:
         """See `Engine.cache_bytes`. Windowed layers keep little more than their window."""

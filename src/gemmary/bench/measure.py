@@ -85,10 +85,7 @@ def bench(
     begin = time.perf_counter()
     model = load()
     load_s = time.perf_counter() - begin
-    if prefill + decode + 1 > model.context:
-        raise GemmaryError(
-            f"--prefill {prefill} and --decode {decode} do not fit the context of {model.context:,}: lower one of them"
-        )
+    check_context(model, prefill, decode)
     ids = prompt_ids(model, prefill)
     rounds = []
     for number in range(WARM_UP + repeat):
@@ -116,6 +113,14 @@ def bench(
         load_s=Spread.of([load_s]),
         peak_rss_bytes=peak_rss_bytes(),
     )
+
+
+def check_context(model: Model, prefill: int, decode: int) -> None:
+    """Raises GemmaryError where a prompt, its answer and the token after it do not fit the model's context."""
+    if prefill + decode + 1 > model.context:
+        raise GemmaryError(
+            f"--prefill {prefill} and --decode {decode} do not fit the context of {model.context:,}: lower one of them"
+        )
 
 
 def prompt_ids(model: Model, length: int) -> list[int]:
