@@ -138,7 +138,7 @@ class NativeEngine:
         config = self.config
         positions = self._positions(capacity)
         with _errors(f"a cache for {capacity} tokens"):
-            return _core.KvCache(positions, config.num_kv_heads, config.head_dim, capacity, self._bf16_cache, shared)
+            return _core.KvCache(positions, config.num_kv_heads, config.head_dim, capacity, "bfloat16" if self._bf16_cache else "float32", shared)
 
     def _run(self, result: str, batch: Batch, caches: Sequence[KvCache], taps: dict[str, Logits] | None) -> Logits:
         compiled = self._compiled(result, taps is not None)
