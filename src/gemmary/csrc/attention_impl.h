@@ -19,6 +19,8 @@ constexpr int kQueryTile = 12, kTileColumns = 2, kChains = 8;
 constexpr int kQueryTile = 6, kTileColumns = 1, kChains = 4;  // AVX2: 12 accumulators of 8 lanes, a vector of keys and a broadcast
 #endif
 constexpr int64_t kSpanBlocks = kAttentionSpan / kLanes;
+constexpr int64_t kSkew = kLanes;     // floats between the queries' rows, whose lines would else fall on one another in the first cache
+constexpr int64_t kScoreStride = kAttentionSpan + kSkew;
 constexpr int64_t kPrefetch = 2048;  // bytes: keys and values that are read once come from memory
 
 template <KvType kType> constexpr int kPerWord = kType == KvType::float32 ? 1 : kType == KvType::bfloat16 ? 2 : 4;
@@ -162,7 +164,7 @@ static Softmax softmax(const AttentionTask& task, float* scores, Blocks blocks, 
   return {top, reduce_add(sum)};
 }
 
-// What one span gives to each query: see kAttentionSpan. q: [queries][width], zero past head_dim; scores: [queries][kAttentionSpan].
+// What one span gives to each query: see kAttentionSpan. q: [queries][width + kSkew], zero past head_dim; scores: [queries][kScoreStride].
 static void attend_span(const AttentionTask& task, const float* q, float* scores, int64_t span, float* partials, int64_t stride) {
   const KvHead& kv = task.kv;
   const int queries = task.rows * task.heads, width = kv.width, per_word = kv.type == KvType::float32 ? 1 : kv.type == KvType::bfloat16 ? 2 : 4;
@@ -176,24 +178,24 @@ static void attend_span(const AttentionTask& task, const float* q, float* scores
   if (blocks.end > (span + 1) * kSpanBlocks) blocks.end = (span + 1) * kSpanBlocks;
 
   for (int j = 0; j < queries; j++) {
-    for (int64_t i = 0; i < blocks.end - blocks.base; i++) store(scores + j * kAttentionSpan + i * kLanes, zero());
+    for (int64_t i = 0; i < blocks.end - blocks.base; i++) store(scores + j * kScoreStride + i * kLanes, zero());
     for (int i = 0; i < width; i += kLanes) store(partials + j * stride + i, zero());
   }
   each_run(kv, blocks, kSpanBlocks, [&](int64_t block, int64_t slot, int64_t run) {
     const int64_t words = static_cast<int64_t>(kv.key_words) * kLanes;
-    multiply(kv.type, queries, q, width, {kv.keys + slot * words, kv.key_words, 1, 0, words}, run,
-             scores + (block - blocks.base) * kLanes, kAttentionSpan);
+    multiply(kv.type, queries, q, width + kSkew, {kv.keys + slot * words, kv.key_words, 1, 0, words}, run,
+             scores + (block - blocks.base) * kLanes, kScoreStride);
   });
   for (int j = 0; j < queries; j++) {
     const int32_t* seen = task.visible + 2 * (j / task.heads);
-    const Softmax found = softmax(task, scores + j * kAttentionSpan, blocks, seen[0], seen[1]);
+    const Softmax found = softmax(task, scores + j * kScoreStride, blocks, seen[0], seen[1]);
     partials[j * stride + width] = found.largest;
     partials[j * stride + width + 1] = found.sum;
   }
   // Few queries are done with a block sooner than memory brings the next: they read in the order of memory.
   each_run(kv, blocks, queries < kQueryTile ? 1 : kSpanBlocks, [&](int64_t block, int64_t slot, int64_t run) {
     const int64_t n = kLanes / per_word, column = n * kLanes, words = width / kLanes * column;
-    multiply(kv.type, queries, scores + (block - blocks.base) * kLanes, kAttentionSpan, {kv.values + slot * words, n, run, words, column},
+    multiply(kv.type, queries, scores + (block - blocks.base) * kLanes, kScoreStride, {kv.values + slot * words, n, run, words, column},
              width / kLanes, partials, stride);
   });
 }
@@ -233,12 +235,12 @@ static void attend(const AttentionTask& task) {
   const int queries = task.rows * task.heads, head_dim = task.kv.head_dim, width = task.kv.width;
   const int64_t partial = width + kPartialExtra;
   float* const q = task.scratch;
-  float* const scores = q + static_cast<int64_t>(queries) * width;
-  float* const total = scores + queries * kAttentionSpan;
+  float* const scores = q + static_cast<int64_t>(queries) * (width + kSkew);
+  float* const total = scores + queries * kScoreStride;
   float* const part = total + queries * partial;
   for (int j = 0; j < queries; j++) {
     const float* from = task.q + j / task.heads * task.stride + j % task.heads * head_dim;
-    each_vector(head_dim, [&](int64_t i, int lanes) { store(q + static_cast<int64_t>(j) * width + i, load_up_to(from + i, lanes)); });
+    each_vector(head_dim, [&](int64_t i, int lanes) { store(q + static_cast<int64_t>(j) * (width + kSkew) + i, load_up_to(from + i, lanes)); });
   }
   if (task.partials != nullptr) {
     for (int64_t span = task.begin; span < task.end; span++)

@@ -48,7 +48,7 @@ struct AttentionTask {
 };
 
 constexpr int64_t attention_scratch_floats(int64_t queries, int64_t width) {
-  return queries * (width + kAttentionSpan + 2 * (width + kPartialExtra));
+  return queries * (kAttentionSpan + 3 * width + 4 * kPartialExtra);  // queries, scores, two partial results, sixteen floats more of each
 }
 
 struct StepKernels {
