@@ -1,5 +1,5 @@
-"""Speed of the native engine's attention alone: decoding in GB/s of keys and values, beside a read of as many bytes, and
-prefill in GFLOP/s (a multiply-add is 2, masked keys are not counted).
+"""Speed of the native engine's attention alone: decoding in GB/s of keys and values, beside a read of as many bytes,
+and prefill in GFLOP/s (a multiply-add is 2, masked keys are not counted).
 
     python benchmarks/attention.py [--threads 2] [--kv-dtype int8] [--repeat 7]
 
@@ -58,7 +58,9 @@ class Attention:
         self.program = compile_trace(_core, _core.Runtime(threads, None), ops, external, 1)
         capacity = context + rows
         self.cache = _core.KvCache([capacity] * layers, shape.kv_heads, shape.head_dim, capacity, kv_dtype, False)
-        self.arrays = [rng.standard_normal((max(rows, 512), width)).astype(np.float32) for width in [*widths, widths[0]]]
+        self.arrays = [
+            rng.standard_normal((max(rows, 512), width)).astype(np.float32) for width in [*widths, widths[0]]
+        ]
         for start in range(0, context, 512):  # each token sees itself only: quick
             positions = np.arange(start, min(start + 512, context), dtype=np.int32)
             self._step(positions, np.stack([positions, positions], 1))
@@ -66,9 +68,9 @@ class Attention:
     def _step(self, positions: npt.NDArray[np.int32], visible: npt.NDArray[np.int32]) -> None:
         n = len(positions)
         sequences = np.array([[0, n]], np.int32)
-        none = np.zeros(0, np.int32)
+        tokens, outputs = np.zeros(n, np.int32), np.zeros(0, np.int32)
         arrays = [array[:n] for array in self.arrays]
-        self.program.run(none.repeat(0).astype(np.int32) if n == 0 else np.zeros(n, np.int32), positions, [visible], none, sequences, [self.cache], arrays)
+        self.program.run(tokens, positions, [visible], outputs, sequences, [self.cache], arrays)
 
     def run(self, bidirectional: bool = False) -> float:
         """Seconds of one step of `rows` tokens that see all before them."""
@@ -116,7 +118,10 @@ def prefill(shape: Heads, rows: int, kv_dtype: str, threads: int, repeat: int) -
     pairs = rows * rows if bidirectional else rows * (rows + 1) // 2
     seconds = statistics.median([attention.run(bidirectional) for _ in range(repeat + 1)][1:])
     gflops = 4 * pairs * shape.heads * shape.head_dim / seconds / 1e9
-    print(f"prefill  {shape.name:24} {kv_dtype:8} {rows:5} tokens {gflops:6.1f} GFLOP/s  {seconds * 1e3:8.2f} ms", flush=True)
+    print(
+        f"prefill  {shape.name:24} {kv_dtype:8} {rows:5} tokens {gflops:6.1f} GFLOP/s  {seconds * 1e3:8.2f} ms",
+        flush=True,
+    )
 
 
 def main() -> None:

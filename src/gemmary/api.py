@@ -48,9 +48,9 @@ def load(
     (`gemmary pull` does that). engine: "native", "torch" or "reference". threads: None = all cores. dtype: None = as
     stored; "float32" or "bfloat16" for that, whatever is stored (a quantized weight is dequantized exactly). quant:
     None = as stored; "int8" or "int4" quantizes every matrix, the embedding table too. kv_dtype: what keys and values
-    are kept as, "bfloat16", "float32" or "int8" (a scale for each position and head); "auto" = bfloat16, or float32 where
-    all weights are. context: tokens of prompt and answer together; None = the model's own, or as much of it as memory
-    has room for, which `Model.notices` then says.
+    are kept as, "bfloat16", "float32" or "int8" (a scale for each position and head); "auto" = bfloat16, or float32
+    where all weights are. context: tokens of prompt and answer together; None = the model's own, or as much of it as
+    memory has room for, which `Model.notices` then says.
 
     Raises GemmaryError where something is wrong, missing, or foreseeably larger than the memory.
     """
@@ -126,9 +126,7 @@ def quantized(checkpoint: Checkpoint, quant: str, notices: list[str]) -> Callabl
     return lookup
 
 
-def _check_options(
-    engine: str, threads: int | None, dtype: str | None, quant: str | None, kv_dtype: str
-) -> None:
+def _check_options(engine: str, threads: int | None, dtype: str | None, quant: str | None, kv_dtype: str) -> None:
     if engine not in ENGINES:
         raise GemmaryError(f"no engine is called {engine!r}: choose {', '.join(ENGINES)}")
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):

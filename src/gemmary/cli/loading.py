@@ -21,7 +21,9 @@ def load_model(arguments: argparse.Namespace, name: str | None = None, **options
     if name == starter.NAME:
         with console.bar(is_bytes=True) as progress:
             starter.starter_path(progress)
-    given = {key: getattr(arguments, key, None) for key in ("engine", "threads", "dtype", "quant", "kv_dtype", "context")}
+    given = {
+        key: getattr(arguments, key, None) for key in ("engine", "threads", "dtype", "quant", "kv_dtype", "context")
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", gemmary.GemmaryWarning)  # its lines are the model's notices, which are printed
         return gemmary.load(name, **{key: value for key, value in {**given, **options}.items() if value is not None})

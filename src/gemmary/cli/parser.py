@@ -62,7 +62,10 @@ def add_weights(group: Any) -> None:
     group.add_argument("--dtype", choices=DTYPES, help="numbers of weights that are not quantized (default: as stored)")
     group.add_argument("--quant", choices=QUANTS, help="quantize the weights while loading (default: as stored)")
     group.add_argument(
-        "--kv-dtype", choices=KV_DTYPES, default="auto", help="keys and values (default: bfloat16, or as all weights are)"
+        "--kv-dtype",
+        choices=KV_DTYPES,
+        default="auto",
+        help="keys and values (default: bfloat16, or as all weights are)",
     )
 
 

@@ -41,9 +41,9 @@ class NativeEngine:
     """`gemmary.engines.Engine` in C++ on the CPU.
 
     dtype: None = as stored, "float32" or "bfloat16" (the sums are float32 always). kv_dtype: of keys and values, a name
-    of `gemmary.engines.KV_DTYPES`. threads: None = the processors that this process may use. isa: None = the best that this machine has, or a name of
-    `gemmary._core.available_isas()`. max_chunk: the most tokens of one sequence in one step once its windowed layers'
-    caches are rings, which they are when the capacity exceeds window + max_chunk.
+    of `gemmary.engines.KV_DTYPES`. threads: None = the processors that this process may use. isa: None = the best that
+    this machine has, or a name of `gemmary._core.available_isas()`. max_chunk: the most tokens of one sequence in one
+    step once its windowed layers' caches are rings, which they are when the capacity exceeds window + max_chunk.
     """
 
     def __init__(
