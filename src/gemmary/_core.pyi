@@ -74,8 +74,11 @@ class KvCache:
     """Keys and values of one sequence; layer l keeps the latest positions[l], all layers share memory if `shared`."""
 
     def __init__(
-        self, positions: Sequence[int], kv_heads: int, head_dim: int, capacity: int, bf16: bool, shared: bool
+        self, positions: Sequence[int], kv_heads: int, head_dim: int, capacity: int, dtype: str, shared: bool
     ) -> None: ...
+    @staticmethod
+    def bytes_of(positions: Sequence[int], kv_heads: int, head_dim: int, capacity: int, dtype: str) -> int:
+        """What such a cache holds when it is full, where layers share nothing. dtype: float32, bfloat16 or int8."""
     @property
     def length(self) -> int: ...
     @property

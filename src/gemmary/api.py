@@ -18,7 +18,7 @@ from gemmary.checkpoints.hub import parse, resolve
 from gemmary.checkpoints.starter import NAME
 from gemmary.checkpoints.tensors import tensors
 from gemmary.config import Config
-from gemmary.engines import ENGINES, Engine, open_engine
+from gemmary.engines import ENGINES, KV_DTYPES, Engine, open_engine
 from gemmary.errors import GemmaryError
 from gemmary.loaded import GemmaryWarning, Model, warn
 from gemmary.memory import available_bytes, require, size
@@ -40,6 +40,7 @@ def load(
     threads: int | None = None,
     dtype: str | None = None,
     quant: str | None = None,
+    kv_dtype: str = "auto",
     context: int | None = None,
     isa: str | None = None,
 ) -> Model:
@@ -48,13 +49,15 @@ def load(
     name: "starter", a short name ("gemma-2-2b-it"), a hub id, a folder or a `.gguf` file; nothing is downloaded
     (`gemmary pull` does that). engine: "native", "torch" or "reference". threads: None = all cores. dtype: None = as
     stored; "float32" or "bfloat16" for that, whatever is stored (a quantized weight is dequantized exactly). quant:
-    None = as stored; "int8" or "int4" quantizes every matrix, the embedding table too. context: tokens of prompt and
-    answer together; None = the model's own, or as much of it as memory has room for, which `Model.notices` then says.
-    isa: "scalar", "avx2", "avx512" or "neon" for the native engine's kernels, with the same results; None = the best.
+    None = as stored; "int8" or "int4" quantizes every matrix, the embedding table too. kv_dtype: what keys and values
+    are kept as, "bfloat16", "float32" or "int8" (a scale for each position and head); "auto" = bfloat16, or float32
+    where all weights are. context: tokens of prompt and answer together; None = the model's own, or as much of it as
+    memory has room for, which `Model.notices` then says. isa: "scalar", "avx2", "avx512" or "neon" for the native
+    engine's kernels, with the same results; None = the best.
 
     Raises GemmaryError where something is wrong, missing, or foreseeably larger than the memory.
     """
-    _check_options(engine, threads, dtype, quant)
+    _check_options(engine, threads, dtype, quant, kv_dtype)
     path = resolve(name)
     known = zoo.find(str(name))
     is_name = isinstance(name, str) and not Path(name).exists() and (name == NAME or parse(name) is not None)
@@ -66,7 +69,9 @@ def load(
     held = _held_as(engine, checkpoint, dtype, quant)
     needed = checkpoint.config.weight_bytes(_BITS[held]) if held else _stored_bytes(path)
     require(needed, f"{checkpoint.name} ({held or 'as stored'})", 'try quant="int4", or a smaller model')
-    built = _open_engine(engine, checkpoint.config, lookup, dtype=dtype, threads=threads, isa=isa)
+    built = _open_engine(
+        engine, checkpoint.config, lookup, dtype=dtype, kv_dtype=kv_dtype, threads=threads, isa=isa
+    )
     kv_bytes = None if (free := available_bytes()) is None else free // 2
     fitted = _fit_context(built, context, kv_bytes, notices)
     model = Model(checkpoint, built, lookup=lookup, context=fitted, kv_bytes=kv_bytes, notices=notices)
@@ -126,7 +131,7 @@ def quantized(checkpoint: Checkpoint, quant: str, notices: list[str]) -> Callabl
     return lookup
 
 
-def _check_options(engine: str, threads: int | None, dtype: str | None, quant: str | None) -> None:
+def _check_options(engine: str, threads: int | None, dtype: str | None, quant: str | None, kv_dtype: str) -> None:
     if engine not in ENGINES:
         raise GemmaryError(f"no engine is called {engine!r}: choose {', '.join(ENGINES)}")
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
@@ -139,6 +144,8 @@ def _check_options(engine: str, threads: int | None, dtype: str | None, quant: s
         raise GemmaryError(f"dtype must be {' or '.join(DTYPES)}, or None for as stored; not {dtype!r}")
     if quant is not None and quant not in QUANT:
         raise GemmaryError(f"quant must be {' or '.join(QUANT)}, or None for as stored; not {quant!r}")
+    if kv_dtype not in KV_DTYPES:
+        raise GemmaryError(f"kv_dtype must be {', '.join(KV_DTYPES[:-1])} or {KV_DTYPES[-1]}, not {kv_dtype!r}")
 
 
 def _open_engine(name: str, config: Config, lookup: Callable[[str], Leaf], **options: Any) -> Engine:

@@ -19,7 +19,7 @@ from gemmary.generate import SamplingParams
 from tests.cli.conftest import Gemmary
 
 SOURCE = Path(gemmary.__path__[0]).parent
-LOADING = "--engine --threads --dtype --quant --context"
+LOADING = "--engine --threads --dtype --quant --kv-dtype --context"
 SAMPLING = "--temperature --top-k --top-p --min-p --repetition-penalty --seed --max-tokens --stop --stop-id"
 FLAGS = {
     "run": f"MODEL {LOADING} PROMPT --raw --system --json {SAMPLING} --logprobs",
@@ -28,9 +28,9 @@ FLAGS = {
     "list": "--all --json",
     "rm": "MODEL --yes",
     "show": "MODEL --json",
-    "verify": "MODEL --against --engine --text --tokens --taps --json --threads --dtype --quant --isa",
+    "verify": "MODEL --against --engine --text --tokens --taps --json --threads --dtype --quant --isa --kv-dtype",
     "bench": f"MODEL {LOADING} --isa --prefill --decode --repeat --profile --roofline --json",
-    "embed": "MODEL --engine --threads --dtype --quant TEXT --prompt --title --dimensions",
+    "embed": "MODEL --engine --threads --dtype --quant --kv-dtype TEXT --prompt --title --dimensions",
     "convert": "SRC DST --format --dtype",
 }
 

@@ -54,7 +54,7 @@ std::vector<float> program(int threads) {
   program.append(Rope{3, 4, 3}, "rope");
   program.append(Attention{3, 1, 1, 3, 0, 0, heads, kv_heads, 0.4f, 2.0f}, "attention");
   program.append(Add{0, 3, 2}, "add");
-  KvCache a({16 + tokens}, kv_heads, head_dim, 1000, true, false), b({1000}, kv_heads, head_dim, 1000, false, false);
+  KvCache a({16 + tokens}, kv_heads, head_dim, 1000, KvType::int8, false), b({1000}, kv_heads, head_dim, 1000, KvType::float32, false);
   std::vector<float> x(tokens * width), kv(tokens * kv_width), y(tokens * width), all;
   for (size_t i = 0; i < x.size(); i++) x[i] = static_cast<float>(i % 17) - 8;
   for (size_t i = 0; i < kv.size(); i++) kv[i] = static_cast<float>(i % 11) - 5;

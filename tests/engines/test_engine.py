@@ -123,12 +123,16 @@ def test_no_outputs_asked_for() -> None:
 
 @pytest.mark.parametrize("name", ["gemma2-q32", "gemma3-q32", "embeddinggemma-q32"])
 @pytest.mark.parametrize("capacity", [1, 40, 4000])
-def test_cache_bytes_are_what_a_cache_takes(name: str, capacity: int) -> None:
-    """But for rounding to blocks of 16 positions and 16 lanes. 4,000 tokens make rings of the windowed layers."""
+@pytest.mark.parametrize(("kv_dtype", "element"), [("auto", 4), ("float32", 4), ("bfloat16", 2), ("int8", 1)])
+def test_cache_bytes_are_what_a_cache_takes(name: str, capacity: int, kv_dtype: str, element: int) -> None:
+    """4,000 tokens make rings of the windowed layers. int8 has two float32 scales for each position and head."""
     config = TINY[name]
-    engine = NativeEngine(config, random_leaves(config), max_chunk=32)
-    told, taken = engine.cache_bytes(capacity), engine.new_cache(capacity).nbytes
-    assert told <= taken
+    engine = NativeEngine(config, random_leaves(config), kv_dtype=kv_dtype, max_chunk=32)
+    told = engine.cache_bytes(capacity)
+    assert told == engine.new_cache(capacity).nbytes
+    each = config.kv_bytes_per_token(element) + (
+        8 * config.num_kv_heads * config.num_layers if kv_dtype == "int8" else 0
+    )
+    assert told >= (each if config.bidirectional or capacity < 4000 else each * 40)
     if capacity == 4000 and not config.bidirectional:
-        assert taken < config.kv_bytes_per_token(4) * capacity
-        assert taken < 1.3 * told
+        assert told < 0.7 * each * capacity

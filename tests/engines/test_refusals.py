@@ -28,6 +28,7 @@ def engine() -> NativeEngine:
     [
         ({"dtype": "float16"}, "float16 overflows"),
         ({"dtype": "int3"}, "float32 or bfloat16"),
+        ({"kv_dtype": "int4"}, "auto, bfloat16, float32, int8, not int4"),
         ({"threads": 0}, "threads must be at least 1"),
         ({"threads": 100_000}, "threads must be between"),
         ({"isa": "mmx"}, "no instruction set called mmx: choose one of scalar"),

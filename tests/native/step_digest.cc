@@ -20,6 +20,7 @@ Floats random_floats(int64_t count, uint64_t seed, float size = 1.0f) {
 
 struct Digest {
   uint64_t value = 14695981039346656037ull;
+  bool same = true;  // of what must not differ
   void absorb(const void* data, size_t bytes) {
     for (size_t i = 0; i < bytes; i++) value = (value ^ static_cast<const uint8_t*>(data)[i]) * 1099511628211ull;
   }
@@ -53,16 +54,19 @@ void rows_and_elements(const StepKernels& kernels, Digest& digest) {
 
 struct Shape {
   int head_dim, rows, heads, window;  // window 0: all keys; the rows then see each other whole, as a prefix does
-  bool bf16;
+  KvType type;
   float softcap;
 };
 
-// The last rows of a sequence of 100 tokens, over a ring that has wrapped or, without a window, over all of its keys.
+// The last rows of a sequence of 300 tokens, over a ring that has wrapped or, without a window, over all of its keys, which are two
+// spans: attended in one task, and in one for each span whose results are merged.
 void attention(const StepKernels& kernels, const Shape& shape, Digest& digest) {
-  const int length = 100, stride = shape.heads * shape.head_dim, width = (shape.head_dim + 15) / 16 * 16;
-  const int64_t blocks = shape.window ? 5 : 7, kept = blocks * 16, element = shape.bf16 ? 2 : 4;
-  std::vector<uint8_t> keys(static_cast<size_t>(kept * shape.head_dim * element)), values(static_cast<size_t>(kept * width * element));
-  const KvHead kv = {keys.data(), values.data(), blocks, shape.head_dim, width, shape.bf16};
+  const int length = 300, stride = shape.heads * shape.head_dim, width = (shape.head_dim + 15) / 16 * 16;
+  const int per_word = shape.type == KvType::float32 ? 1 : shape.type == KvType::bfloat16 ? 2 : 4, key_words = (shape.head_dim + per_word - 1) / per_word;
+  const int64_t blocks = shape.window ? 6 : 19;
+  std::vector<int32_t> keys(static_cast<size_t>(blocks * key_words * 16)), values(static_cast<size_t>(blocks * width * 16 / per_word));
+  Floats key_scales(static_cast<size_t>(blocks * 16)), value_scales(key_scales);
+  const KvHead kv = {keys.data(), values.data(), key_scales.data(), value_scales.data(), blocks, shape.head_dim, key_words, width, shape.type};
   const Floats k = random_floats(length * shape.head_dim, 60), v = random_floats(length * shape.head_dim, 61);
   for (int start = 0, rows = 37; start < length; start += rows) {
     rows = std::min(rows, length - start);
@@ -73,12 +77,28 @@ void attention(const StepKernels& kernels, const Shape& shape, Digest& digest) {
     visible.push_back(shape.window ? position - shape.window + 1 : 0);
     visible.push_back(shape.window ? position : length - 1);
   }
-  const int lowest = visible.front(), highest = visible.back(), span = (highest / 16 + 1 - lowest / 16) * 16;
+  const int64_t queries = shape.rows * shape.heads, begin = visible.front() / kAttentionSpan, end = visible.back() / kAttentionSpan + 1;
+  const int64_t partial = width + kPartialExtra;
   const Floats q = random_floats(shape.rows * stride, 62, 3.0f);
-  Floats out(q.size()), scratch(static_cast<size_t>(shape.rows * shape.heads * (shape.head_dim + 1 + width + span) + 16 * std::max(shape.head_dim, 64)));
-  kernels.attend({kv, q.data(), out.data(), stride, visible.data(), shape.rows, shape.heads, 0.3f, shape.softcap, scratch.data()});
-  digest.absorb(keys.data(), keys.size());
-  digest.absorb(values.data(), values.size());
+  Floats out(q.size()), merged(q.size()), scratch(static_cast<size_t>(attention_scratch_floats(queries, width)));
+  Floats partials(static_cast<size_t>(queries * (end - begin) * partial));
+  AttentionTask task = {kv, q.data(), out.data(), stride, visible.data(), shape.rows, shape.heads, 0.3f, shape.softcap, begin, end,
+                        nullptr, (end - begin) * partial, scratch.data()};
+  kernels.attend(task);
+  for (int64_t span = begin; span < end; span++) {
+    task.begin = span;
+    task.end = span + 1;
+    task.partials = partials.data() + (span - begin) * partial;
+    kernels.attend(task);
+  }
+  for (int64_t j = 0; j < queries; j++)
+    kernels.merge_spans(partials.data() + j * task.partial_stride, end - begin, shape.head_dim,
+                        merged.data() + j / shape.heads * stride + j % shape.heads * shape.head_dim);
+  digest.same = digest.same && merged == out;
+  digest.absorb(keys.data(), keys.size() * sizeof(int32_t));
+  digest.absorb(values.data(), values.size() * sizeof(int32_t));
+  digest.absorb(key_scales);
+  digest.absorb(value_scales);
   digest.absorb(out);
 }
 
@@ -87,12 +107,12 @@ void attention(const StepKernels& kernels, const Shape& shape, Digest& digest) {
 uint64_t step_digest(const StepKernels& kernels) {
   Digest digest;
   rows_and_elements(kernels, digest);
-  for (bool bf16 : {false, true})
+  for (KvType type : {KvType::float32, KvType::bfloat16, KvType::int8})
     for (int head_dim : {6, 16, 40, 256})
       for (int rows : {1, 2, 3, 7, 13, 24})  // every tile of queries: 12, 6, 4, 2 and 1 of them
         for (int heads : {1, 3})
-          for (int window : {0, 1, 60}) attention(kernels, {head_dim, rows, heads, window, bf16, rows % 2 ? 0.0f : 1.5f}, digest);
-  return digest.value;
+          for (int window : {0, 1, 60}) attention(kernels, {head_dim, rows, heads, window, type, rows % 2 ? 0.0f : 1.5f}, digest);
+  return digest.same ? digest.value : 0;
 }
 
 }  // namespace gemmary

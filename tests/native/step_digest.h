@@ -6,7 +6,7 @@
 
 namespace gemmary {
 
-// One number of everything that the kernels wrote.
+// One number of everything that the kernels wrote; 0: attention cut into spans gave other bits than attention in one piece.
 uint64_t step_digest(const StepKernels& kernels);
 
 }  // namespace gemmary

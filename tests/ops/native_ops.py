@@ -154,7 +154,7 @@ class NativeHarness:
 
     def attention(self, case: AttentionCase) -> Array:
         caches = {
-            s: self.ops.core.KvCache([n], case.kv_heads, case.head_dim, n, False, False)
+            s: self.ops.core.KvCache([n], case.kv_heads, case.head_dim, n, "float32", False)
             for s, n in case.lengths.items()
         }
         outs = []

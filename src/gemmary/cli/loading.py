@@ -21,7 +21,8 @@ def load_model(arguments: argparse.Namespace, name: str | None = None, **options
     if name == starter.NAME:
         with console.bar(is_bytes=True) as progress:
             starter.starter_path(progress)
-    given = {key: getattr(arguments, key, None) for key in ("engine", "threads", "dtype", "quant", "context", "isa")}
+    options_given = ("engine", "threads", "dtype", "quant", "kv_dtype", "context", "isa")
+    given = {key: getattr(arguments, key, None) for key in options_given}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", gemmary.GemmaryWarning)  # its lines are the model's notices, which are printed
         return gemmary.load(name, **{key: value for key, value in {**given, **options}.items() if value is not None})
@@ -34,6 +35,8 @@ def describe(model: Model) -> str:
     shares = sorted(info.formats.items(), key=lambda item: -item[1])
     weights = ", ".join(name for name, held in shares if held * 100 >= total) or model.weight_format
     threads = f"{info.threads} thread{'s' if info.threads > 1 else ''}"
+    if info.kv_dtype == "int8":
+        weights += ", keys and values int8"
     return (
         f"{model.name} · {info.engine} engine on {info.device} · {info.dtype}, weights {weights} · "
         f"context {model.context:,} · {threads}"

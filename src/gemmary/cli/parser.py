@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import gemmary
-from gemmary.engines import ENGINES
+from gemmary.engines import ENGINES, KV_DTYPES
 
 Command = Callable[[argparse.Namespace], "int | None"]
 
@@ -69,6 +69,12 @@ def add_weights(group: Any) -> None:
     group.add_argument("--threads", type=count, metavar="N", help="threads (default: one for each core)")
     group.add_argument("--dtype", choices=DTYPES, help="numbers of weights that are not quantized (default: as stored)")
     group.add_argument("--quant", choices=QUANTS, help="quantize the weights while loading (default: as stored)")
+    group.add_argument(
+        "--kv-dtype",
+        choices=KV_DTYPES,
+        default="auto",
+        help="keys and values (default: bfloat16, or as all weights are)",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

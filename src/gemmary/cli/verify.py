@@ -35,7 +35,12 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from gemmary.verify import builtin_text, verify
 
-    as_stored = arguments.quant is None and arguments.dtype is None and arguments.isa is None
+    as_stored = (
+        arguments.quant is None
+        and arguments.dtype is None
+        and arguments.isa is None
+        and arguments.kv_dtype in (None, "auto")
+    )
     if arguments.against is None and arguments.engine in (None, "native") and as_stored:
         raise GemmaryError(
             "say what to compare with: --against OTHER, --engine torch, or --quant int4 (--dtype, --isa) against as "

@@ -53,6 +53,13 @@ std::shared_ptr<Runtime> make_runtime(int threads, const std::optional<std::stri
   return std::make_shared<Runtime>(threads == 0 ? available_processors() : threads, chosen);
 }
 
+KvType kv_type_named(const std::string& name) {
+  if (name == "float32") return KvType::float32;
+  if (name == "bfloat16") return KvType::bfloat16;
+  if (name == "int8") return KvType::int8;
+  throw std::invalid_argument("keys and values are float32, bfloat16 or int8, not " + name);
+}
+
 Format format_named(const std::string& name) {
   const std::optional<Format> format = parse_format(name);
   if (!format) throw std::invalid_argument("the native engine does not know the weight format " + name);
@@ -179,8 +186,15 @@ void bind_native(nb::module_& module) {
       .def_prop_ro("nbytes", &PackedWeight::bytes);
 
   nb::class_<KvCache>(module, "KvCache", "Keys and values of one sequence.")
-      .def(nb::init<const std::vector<int64_t>&, int, int, int64_t, bool, bool>(), nb::arg("positions"), nb::arg("kv_heads"),
-           nb::arg("head_dim"), nb::arg("capacity"), nb::arg("bf16"), nb::arg("shared"))
+      .def("__init__",
+           [](KvCache* self, const std::vector<int64_t>& positions, int kv_heads, int head_dim, int64_t capacity, const std::string& dtype,
+              bool shared) { new (self) KvCache(positions, kv_heads, head_dim, capacity, kv_type_named(dtype), shared); },
+           nb::arg("positions"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("capacity"), nb::arg("dtype"), nb::arg("shared"))
+      .def_static("bytes_of",
+                  [](const std::vector<int64_t>& positions, int kv_heads, int head_dim, int64_t capacity, const std::string& dtype) {
+                    return static_cast<int64_t>(KvCache::bytes_of(positions, kv_heads, head_dim, capacity, kv_type_named(dtype)));
+                  },
+                  nb::arg("positions"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("capacity"), nb::arg("dtype"))
       .def_prop_ro("length", &KvCache::length)
       .def_prop_ro("capacity", &KvCache::capacity)
       .def_prop_ro("nbytes", &KvCache::bytes)

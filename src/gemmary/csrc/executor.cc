@@ -12,18 +12,14 @@ namespace {
 constexpr int64_t kGrain = 16384;          // elements of an elementwise task
 constexpr int64_t kStoreRows = 64;         // keys and values that a task writes
 constexpr int64_t kQueriesPerTask = 24;    // query rows times heads that pass over the keys together
+constexpr int64_t kFewQueries = 64;        // of a step that cuts each of its tasks into spans of the keys, …
+constexpr int64_t kFewTasks = 16;          // … to have about this many
 constexpr int64_t kRowsPerTask = 128;      // of a matrix product: their activations stay in the second cache
 constexpr int64_t kTasksPerLinear = 16;    // wanted of a large one
 constexpr int64_t kMinTaskBytes = 64 << 10, kMaxTaskBytes = 512 << 10;  // of weights
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 size_t align_up(size_t n) { return (n + 63) / 64 * 64; }
-
-// What attend() lays out: queries, sums, outputs, scores of whole blocks, and a column of keys or values in float32.
-size_t attention_scratch_bytes(int64_t queries, int64_t head_dim, int64_t first, int64_t last) {
-  const int64_t width = ceil_div(head_dim, 16) * 16, span = (last / 16 + 1 - first / 16) * 16;
-  return static_cast<size_t>(queries * (head_dim + 1 + width + span) + 16 * std::max<int64_t>(head_dim, 64)) * sizeof(float);
-}
 
 }  // namespace
 
@@ -113,12 +109,22 @@ class Executor {
     store_keys(i);
     const int64_t stride = buffer(i.q).width, head_dim = stride / i.heads;
     const int32_t* visible = step_.visible[i.kind];
-    pool_.run(static_cast<int64_t>(program_.blocks_.size()), [&](int64_t task, int thread) {
-      const Program::AttentionBlock& block = program_.blocks_[task];
+    const std::vector<Program::AttentionPiece>& pieces = program_.pieces_[i.kind];
+    pool_.run(static_cast<int64_t>(pieces.size()), [&](int64_t task, int thread) {
+      const Program::AttentionPiece& piece = pieces[task];
+      const Program::AttentionBlock& block = program_.blocks_[piece.block];
       const int64_t offset = block.row * stride + block.head * head_dim;
       step_kernels_.attend({step_.caches[block.sequence]->head(i.layer, block.kv_head), data(i.q) + offset, data(i.out) + offset, stride,
-                            visible + 2 * block.row, block.rows, block.heads, i.scale, i.softcap,
+                            visible + 2 * block.row, block.rows, block.heads, i.scale, i.softcap, piece.begin, piece.end,
+                            piece.partials < 0 ? nullptr : program_.partials_ + piece.partials, piece.partial_stride,
                             static_cast<float*>(scratch(thread))});
+    });
+    const std::vector<Program::Merge>& merges = program_.merges_[i.kind];
+    pool_.run(static_cast<int64_t>(merges.size()), [&](int64_t task, int) {
+      const Program::Merge& merge = merges[task];
+      const Program::AttentionBlock& block = program_.blocks_[merge.block];
+      step_kernels_.merge_spans(program_.partials_ + merge.partials, merge.spans, static_cast<int>(head_dim),
+                                data(i.out) + (block.row + merge.query / block.heads) * stride + (block.head + merge.query % block.heads) * head_dim);
     });
   }
 
@@ -208,29 +214,55 @@ void Program::place_buffers(const StepInputs& step) {
   }
 }
 
-// Later rows see more keys, so they go first: the last tasks to finish are short. A lone row (a decode) has its heads spread over two
-// tasks where the step has few.
+// Later rows see more keys, so they go first: the last tasks to finish are short.
 void Program::plan_attention(const StepInputs& step) {
   blocks_.clear();
   stores_.clear();
+  partial_floats_ = 0;
   if (heads_ == 0) return;
   const int group = heads_ / kv_heads_;
   const int64_t rows_each = std::max<int64_t>(1, kQueriesPerTask / group);
-  const bool few = step.rows[2] * kv_heads_ < 4;
   for (int64_t s = 0; s < step.rows[2]; s++) {
     const int64_t begin = step.sequences[2 * s], end = step.sequences[2 * s + 1];
-    const int heads_each = few && end - begin == 1 ? (group + 1) / 2 : group;
     for (int64_t piece = ceil_div(end - begin, rows_each); piece-- > 0;) {
       const int64_t row = begin + piece * rows_each;
       const int rows = static_cast<int>(std::min(rows_each, end - row));
-      for (int kv_head = 0; kv_head < kv_heads_; kv_head++) {
-        for (int first = 0; first < group; first += heads_each)
-          blocks_.push_back({static_cast<int>(s), rows, row, kv_head, kv_head * group + first, std::min(heads_each, group - first)});
-      }
+      for (int kv_head = 0; kv_head < kv_heads_; kv_head++) blocks_.push_back({static_cast<int>(s), rows, row, kv_head, kv_head * group, group});
     }
     for (int64_t row = begin; row < end; row += kStoreRows)
       stores_.push_back({static_cast<int>(s), static_cast<int>(std::min(kStoreRows, end - row)), row});
   }
+  for (int kind = 0; kind < kinds_; kind++) plan_pieces(step, kind, step.rows[0] * heads_ <= kFewQueries);
+}
+
+// A few queries of a long text are shared by cutting its keys. How they are cut cannot be seen in the results.
+void Program::plan_pieces(const StepInputs& step, int kind, bool few) {
+  std::vector<AttentionPiece>& pieces = pieces_[kind];
+  std::vector<Merge>& merges = merges_[kind];
+  pieces.clear();
+  merges.clear();
+  const int32_t* visible = step.visible[kind];
+  const int64_t wanted = few ? ceil_div(kFewTasks, static_cast<int64_t>(blocks_.size())) : 1;
+  const int64_t partial = ceil_div(head_dim_, 16) * 16 + kPartialExtra;
+  int64_t floats = 0;  // the layers use the same memory in turn
+  for (int number = 0; number < static_cast<int>(blocks_.size()); number++) {
+    const AttentionBlock& block = blocks_[number];
+    int32_t first = visible[2 * block.row], last = visible[2 * block.row + 1];
+    for (int64_t t = block.row; t < block.row + block.rows; t++) {
+      first = std::min(first, visible[2 * t]);
+      last = std::max(last, visible[2 * t + 1]);
+    }
+    const int64_t begin = first / kAttentionSpan, spans = last / kAttentionSpan + 1 - begin, parts = std::min(wanted, spans);
+    const int64_t stride = spans * partial;
+    for (int64_t part = 0; part < parts; part++) {
+      const int64_t from = spans * part / parts, to = spans * (part + 1) / parts;
+      pieces.push_back({number, begin + from, begin + to, parts > 1 ? floats + from * partial : -1, stride});
+    }
+    if (parts == 1) continue;
+    for (int query = 0; query < block.rows * block.heads; query++) merges.push_back({number, query, floats + query * stride, spans});
+    floats += block.rows * block.heads * stride;
+  }
+  partial_floats_ = std::max(partial_floats_, floats);
 }
 
 void Program::reserve(const StepInputs& step) {
@@ -244,19 +276,14 @@ void Program::reserve(const StepInputs& step) {
       }
     }
   }
-  for (const AttentionBlock& block : blocks_) {
-    for (const int32_t* visible : step.visible) {
-      int32_t first = visible[2 * block.row], last = visible[2 * block.row + 1];
-      for (int64_t t = block.row; t < block.row + block.rows; t++) {
-        first = std::min(first, visible[2 * t]);
-        last = std::max(last, visible[2 * t + 1]);
-      }
-      scratch = std::max(scratch, attention_scratch_bytes(block.rows * block.heads, head_dim_, first, last));
-    }
-  }
+  const int64_t width = ceil_div(head_dim_, 16) * 16;
+  for (const AttentionBlock& block : blocks_)
+    scratch = std::max(scratch, static_cast<size_t>(attention_scratch_floats(block.rows * block.heads, width)) * sizeof(float));
   quantized_ = runtime_->quantized.reserve(quantized);
   scratch_stride_ = align_up(scratch);
-  scratch_ = runtime_->scratch.reserve(scratch_stride_ * static_cast<size_t>(runtime_->pool.threads()));
+  const size_t all = scratch_stride_ * static_cast<size_t>(runtime_->pool.threads());
+  scratch_ = runtime_->scratch.reserve(all + static_cast<size_t>(partial_floats_) * sizeof(float));
+  partials_ = reinterpret_cast<float*>(scratch_ + all);
 }
 
 void Program::run(const StepInputs& step) {

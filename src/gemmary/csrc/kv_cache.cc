@@ -12,28 +12,42 @@ constexpr int64_t kLine = 64;
 constexpr int64_t kMaxCapacity = int64_t{1} << 30;
 constexpr double kMaxBytes = 1e15;
 
-int64_t blocks_of(int64_t positions) { return (positions + 15) / 16; }
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t blocks_of(int64_t positions, int64_t capacity) { return ceil_div(std::min(positions, capacity), 16); }
+
+// Of one block of one head: sixteen positions.
+struct BlockBytes {
+  BlockBytes(int head_dim, KvType type)
+      : key_words(static_cast<int>(ceil_div(head_dim, 4 / element(type)))), width(static_cast<int>(ceil_div(head_dim, 16) * 16)),
+        keys(int64_t{64} * key_words), values(16 * width * element(type)), scales(type == KvType::int8 ? 64 : 0) {}
+
+  int64_t all() const { return keys + values + 2 * scales; }
+
+  int key_words, width;
+  int64_t keys, values;
+  int64_t scales;  // of the keys, and as many of the values
+
+ private:
+  static int64_t element(KvType type) { return type == KvType::float32 ? 4 : type == KvType::bfloat16 ? 2 : 1; }
+};
 
 }  // namespace
 
 void KvCache::Free::operator()(void* p) const { std::free(p); }
 
-KvCache::KvCache(const std::vector<int64_t>& positions, int kv_heads, int head_dim, int64_t capacity, bool bf16, bool shared)
-    : kv_heads_(kv_heads), head_dim_(head_dim), value_stride_(0), capacity_(capacity), bf16_(bf16) {
+KvCache::KvCache(const std::vector<int64_t>& positions, int kv_heads, int head_dim, int64_t capacity, KvType type, bool shared)
+    : kv_heads_(kv_heads), head_dim_(head_dim), capacity_(capacity), type_(type) {
   if (kv_heads < 1 || kv_heads > 4096 || head_dim < 1 || head_dim > 65536 || positions.size() > 65536)
     throw std::invalid_argument("a cache needs 1 to 4096 key heads of 1 to 65536 elements, in at most 65536 layers");
   if (capacity < 1 || capacity > kMaxCapacity) throw std::invalid_argument("a cache holds between 1 and 2^30 tokens");
-  value_stride_ = (head_dim + 15) / 16 * 16;
-  const int64_t block_bytes = int64_t{16} * (head_dim + value_stride_) * (bf16 ? 2 : 4);
-  double total = 0;
-  for (int64_t kept : positions) {
+  for (int64_t kept : positions)
     if (kept < 1) throw std::invalid_argument("a layer's cache keeps at least one position");
-    const int64_t blocks = blocks_of(std::min(kept, capacity));
-    const double size = static_cast<double>(blocks) * block_bytes * kv_heads;
-    total = shared ? std::max(total, size) : total + size;
-    if (total > kMaxBytes) throw std::bad_alloc();
+  if (bytes_of(positions, kv_heads, head_dim, capacity, type) > kMaxBytes) throw std::bad_alloc();
+  const BlockBytes block(head_dim, type);
+  for (int64_t kept : positions) {
+    const int64_t blocks = blocks_of(kept, capacity);
+    const size_t bytes = static_cast<size_t>(blocks * block.all() * kv_heads);  // whole cache lines
     layers_.push_back({blocks, shared ? 0 : bytes_});
-    const size_t bytes = static_cast<size_t>(blocks * block_bytes * kv_heads + kLine - 1) / kLine * kLine;
     bytes_ = shared ? std::max(bytes_, bytes) : bytes_ + bytes;
   }
   memory_.reset(std::calloc(bytes_ + kLine, 1));
@@ -41,17 +55,33 @@ KvCache::KvCache(const std::vector<int64_t>& positions, int kv_heads, int head_d
   base_ = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory_.get()) + kLine - 1) / kLine * kLine);
 }
 
+double KvCache::bytes_of(const std::vector<int64_t>& positions, int kv_heads, int head_dim, int64_t capacity, KvType type) {
+  double blocks = 0;
+  for (int64_t kept : positions) blocks += static_cast<double>(blocks_of(kept, capacity));
+  return blocks * static_cast<double>(BlockBytes(head_dim, type).all()) * kv_heads;
+}
+
 KvHead KvCache::head(int layer, int head) const {
   const Layer& at = layers_[layer];
-  const int64_t element = bf16_ ? 2 : 4;
-  char* const keys = base_ + at.offset;
-  char* const values = keys + at.blocks * 16 * head_dim_ * kv_heads_ * element;
-  return {keys + at.blocks * 16 * head_dim_ * head * element,
-          values + at.blocks * 16 * value_stride_ * head * element,
-          at.blocks,
-          head_dim_,
-          value_stride_,
-          bf16_};
+  const BlockBytes block(head_dim_, type_);
+  char* next = base_ + at.offset;
+  // This head's part of an array of all heads.
+  const auto part = [&](int64_t bytes) {
+    char* const found = next + at.blocks * bytes * head;
+    next += at.blocks * bytes * kv_heads_;
+    return found;
+  };
+  KvHead result{};
+  result.keys = reinterpret_cast<int32_t*>(part(block.keys));
+  result.values = reinterpret_cast<int32_t*>(part(block.values));
+  result.key_scales = reinterpret_cast<float*>(part(block.scales));
+  result.value_scales = reinterpret_cast<float*>(part(block.scales));
+  result.blocks = at.blocks;
+  result.head_dim = head_dim_;
+  result.key_words = block.key_words;
+  result.width = block.width;
+  result.type = type_;
+  return result;
 }
 
 }  // namespace gemmary

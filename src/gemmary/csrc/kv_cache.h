@@ -18,7 +18,10 @@ class KvCache {
   // positions[l]: how many of the latest positions layer l keeps, rounded up to 16; at least `capacity` means all of them.
   // shared: all layers use the same memory, which serves encoders whose sequences lie wholly in one step.
   // Throws std::invalid_argument for impossible sizes and std::bad_alloc where memory is refused.
-  KvCache(const std::vector<int64_t>& positions, int kv_heads, int head_dim, int64_t capacity, bool bf16, bool shared);
+  KvCache(const std::vector<int64_t>& positions, int kv_heads, int head_dim, int64_t capacity, KvType type, bool shared);
+
+  // What such a cache comes to hold when it is full, scales and padding among it.
+  static double bytes_of(const std::vector<int64_t>& positions, int kv_heads, int head_dim, int64_t capacity, KvType type);
 
   KvHead head(int layer, int head) const;
 
@@ -43,7 +46,7 @@ class KvCache {
  private:
   struct Layer {
     int64_t blocks;
-    size_t offset;  // bytes to its keys; its values follow all keys
+    size_t offset;  // bytes to its keys; the values of all heads follow those, then the scales
   };
   struct Free {
     void operator()(void* p) const;
@@ -52,9 +55,8 @@ class KvCache {
   std::vector<Layer> layers_;
   int kv_heads_;
   int head_dim_;
-  int value_stride_;
   int64_t capacity_;
-  bool bf16_;
+  KvType type_;
   size_t bytes_ = 0;
   int64_t length_ = 0;
   int64_t written_ = 0;

@@ -109,6 +109,8 @@ Program::Program(std::shared_ptr<Runtime> runtime, std::vector<Slot> slots, std:
   }
   addresses_.resize(buffers_.size());
   offsets_.resize(slots_.size());
+  pieces_.resize(static_cast<size_t>(kinds_));
+  merges_.resize(static_cast<size_t>(kinds_));
 }
 
 void Program::append(Instruction instruction, std::string label) {

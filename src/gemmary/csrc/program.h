@@ -119,6 +119,18 @@ class Program {
     int kv_head;
     int head, heads;
   };
+  // Spans of keys that one task of a kind of layer takes such a block through; where they are not all, what they give goes to
+  // `partials`, a number of floats, and is merged by a task for each query.
+  struct AttentionPiece {
+    int block;
+    int64_t begin, end;
+    int64_t partials;  // -1: none
+    int64_t partial_stride;
+  };
+  struct Merge {
+    int block, query;
+    int64_t partials, spans;
+  };
   struct StoreBlock {
     int sequence;
     int rows;
@@ -129,6 +141,7 @@ class Program {
   void check_cache(const StepInputs& step, int64_t sequence) const;
   void place_buffers(const StepInputs& step);
   void plan_attention(const StepInputs& step);
+  void plan_pieces(const StepInputs& step, int kind, bool few);
   void reserve(const StepInputs& step);
   Cost cost(const Instruction& instruction, const StepInputs& step) const;
 
@@ -145,9 +158,13 @@ class Program {
   std::vector<float*> addresses_;
   std::vector<size_t> offsets_;
   std::vector<AttentionBlock> blocks_;
+  std::vector<std::vector<AttentionPiece>> pieces_;  // for each kind
+  std::vector<std::vector<Merge>> merges_;
   std::vector<StoreBlock> stores_;
   std::byte* scratch_ = nullptr;  // scratch_stride_ bytes for each thread
   size_t scratch_stride_ = 0;
+  float* partials_ = nullptr;  // partial_floats_ of them, shared by all threads
+  int64_t partial_floats_ = 0;
   std::byte* quantized_ = nullptr;
 };
 

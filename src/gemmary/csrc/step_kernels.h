@@ -9,17 +9,28 @@
 
 namespace gemmary {
 
-// Where one key head's keys and values of one sequence live. Position p is in block (p / 16) mod blocks.
+enum class KvType : uint8_t { float32, bfloat16, int8 };
+
+// Where one key head's keys and values of one sequence live. Position p is in block (p / 16) mod blocks. Memory is 32-bit words of E
+// elements, E = 1, 2 or 4 by the type, so that widening is a shift or a mask; sixteen words side by side fill a vector.
 struct KvHead {
-  void* keys;      // [blocks][head_dim][16]: the sixteen positions of a block side by side
-  void* values;    // [blocks][16][value_stride]
-  int64_t blocks;  // a ring; the whole capacity where the layer is not windowed
+  int32_t* keys;        // [blocks][key_words][16]: word i of lane j is elements E i … of the block's key j; past head_dim they are 0
+  int32_t* values;      // [blocks][width / 16][16 / E][16]: word i of lane j in column c is element 16 c + j of values E i …
+  float* key_scales;    // int8 only: [blocks][16], what a code of the key is to be multiplied with
+  float* value_scales;
+  int64_t blocks;       // a ring; the whole capacity where the layer is not windowed
   int head_dim;
-  int value_stride;  // head_dim rounded up to 16
-  bool bf16;         // elements are bfloat16, rounded to nearest even; else float32
+  int key_words;        // ceil(head_dim / E)
+  int width;            // head_dim rounded up to 16
+  KvType type;          // bfloat16 and int8 are rounded to nearest even
 };
 
-// Some rows (consecutive tokens of one sequence) of some query heads that share a key head.
+// Attention goes through the keys in spans of this many absolute positions. A span gives a query a partial result: the outputs, not yet
+// divided by the sum of their weights [width], the largest score (-inf: the query sees nothing of the span), and that sum.
+constexpr int64_t kAttentionSpan = 256;
+constexpr int64_t kPartialExtra = 16;  // floats after the outputs
+
+// Some rows (consecutive tokens of one sequence) of some query heads that share a key head, and spans that they attend to.
 struct AttentionTask {
   KvHead kv;
   const float* q;          // head h of row t at q + t * stride + h * head_dim; `out` likewise
@@ -30,8 +41,15 @@ struct AttentionTask {
   int heads;
   float scale;
   float softcap;           // 0: none
-  float* scratch;          // attention_scratch() floats
+  int64_t begin, end;      // spans; all that any row sees where `partials` is null
+  float* partials;         // null: write `out`. Else what span `begin` gives to the first query; then the next span's
+  int64_t partial_stride;  // floats from one query's to the next one's; queries are [rows][heads]
+  float* scratch;          // attention_scratch_floats(rows * heads, kv.width)
 };
+
+constexpr int64_t attention_scratch_floats(int64_t queries, int64_t width) {
+  return queries * (kAttentionSpan + 3 * width + 4 * kPartialExtra);  // queries, scores, two partial results, sixteen floats more of each
+}
 
 struct StepKernels {
   // y = x / sqrt(mean(x²) + eps) * gain for each row; gain is 1 + weight.
@@ -46,6 +64,8 @@ struct StepKernels {
   // Writes `rows` keys and values (consecutive positions from `start`) of one head; both have `stride` floats a row.
   void (*store_kv)(const KvHead& kv, const float* k, const float* v, int64_t stride, int64_t start, int64_t rows);
   void (*attend)(const AttentionTask& task);
+  // One query's output from its partial results of `spans` spans in order; the first of them is overwritten.
+  void (*merge_spans)(float* partials, int64_t spans, int head_dim, float* out);
 };
 
 }  // namespace gemmary

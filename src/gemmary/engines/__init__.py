@@ -17,6 +17,8 @@ from gemmary.quantize.leaves import Leaf
 
 EngineName = Literal["native", "torch", "reference"]
 ENGINES: tuple[EngineName, ...] = ("native", "torch", "reference")
+KV_DTYPES = ("auto", "bfloat16", "float32", "int8")
+"""How keys and values can be kept; "auto": as the engine finds right for its weights."""
 Logits = npt.NDArray[np.float32]
 
 
@@ -34,6 +36,8 @@ class EngineInfo:
     threads: int
     batch_invariant: bool = False
     """A row's logits have the same bits whatever else is in the step."""
+    kv_dtype: str | None = None
+    """Keys and values; None: as `dtype`."""
 
 
 class Cache(Protocol):
@@ -76,20 +80,24 @@ def open_engine(
     lookup: Callable[[str], Leaf],
     *,
     dtype: str | None = None,
+    kv_dtype: str = "auto",
     threads: int | None = None,
     isa: str | None = None,
 ) -> Engine:
     """Builds engine `name` from typed leaves. `lookup` maps a name of the tensor table to its leaf.
 
-    dtype: None = as stored (quantized weights stay quantized), "float32" or "bfloat16". threads: None = all cores.
-    isa: the native engine's instruction set; None = the best that this machine has.
+    dtype: None = as stored (quantized weights stay quantized), "float32" or "bfloat16". kv_dtype: one of
+    `KV_DTYPES`; other than "auto" on the native engine only. threads: None = all cores. isa: the native engine's
+    instruction set; None = the best that this machine has.
     """
+    if kv_dtype != "auto" and name in ENGINES and name != "native":
+        raise GemmaryError(f"the {name} engine keeps keys and values as it computes: kv_dtype is the native engine's")
     if isa is not None and name != "native":
         raise GemmaryError(f"only the native engine takes an instruction set, not {name}: leave {isa} out")
     if name == "native":
         from gemmary.engines.native import NativeEngine
 
-        return NativeEngine(config, lookup, dtype=dtype, threads=threads, isa=isa)
+        return NativeEngine(config, lookup, dtype=dtype, kv_dtype=kv_dtype, threads=threads, isa=isa)
     if name == "torch":
         if importlib.util.find_spec("torch") is None:
             raise GemmaryError("the torch engine needs PyTorch: pip install 'gemmary[torch]'")

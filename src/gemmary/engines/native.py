@@ -1,8 +1,9 @@
 """The native engine: the model traced once, then replayed in C++ without Python, with the GIL released.
 
 Activations are float32. Weights stay as stored (or become what `dtype` says), packed for the kernels; quantized ones
-meet activations quantized to int8 in groups of 32. Keys and values are bfloat16, or float32 where everything is. A
-row's result has the same bits in every batch, every chunking and at every number of threads.
+meet activations quantized to int8 in groups of 32. Keys and values are bfloat16, or float32 where everything is, or
+int8 with a scale for each position and head where that is asked for. A row's result has the same bits in every batch,
+every chunking and at every number of threads.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from gemmary import _core
 from gemmary._core import KvCache
 from gemmary.batch import Batch
 from gemmary.config import Config, LayerType
-from gemmary.engines import EngineInfo, Logits
+from gemmary.engines import KV_DTYPES, EngineInfo, Logits
 from gemmary.engines.trace import TraceOps, Value, Weight, compile_trace
 from gemmary.errors import GemmaryError
 from gemmary.model import decoder
@@ -57,10 +58,10 @@ class Timing:
 class NativeEngine:
     """`gemmary.engines.Engine` in C++ on the CPU.
 
-    dtype: None = as stored, "float32" or "bfloat16" (weights and cache; the sums are float32 always). threads: None =
-    the processors that this process may use. isa: None = the best that this machine has, or a name of
-    `gemmary._core.available_isas()`. max_chunk: the most tokens of one sequence in one step once its windowed layers'
-    caches are rings, which they are when the capacity exceeds window + max_chunk.
+    dtype: None = as stored, "float32" or "bfloat16" (the sums are float32 always). kv_dtype: of keys and values, a name
+    of `gemmary.engines.KV_DTYPES`. threads: None = the processors that this process may use. isa: None = the best that
+    this machine has, or a name of `gemmary._core.available_isas()`. max_chunk: the most tokens of one sequence in one
+    step once its windowed layers' caches are rings, which they are when the capacity exceeds window + max_chunk.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class NativeEngine:
         lookup: Callable[[str], Leaf],
         *,
         dtype: str | None = None,
+        kv_dtype: str = "auto",
         threads: int | None = None,
         isa: str | None = None,
         max_chunk: int = 512,
@@ -77,6 +79,8 @@ class NativeEngine:
             raise GemmaryError("float16 overflows on Gemma's activations: choose bfloat16 or float32")
         if dtype not in (None, "float32", "bfloat16"):
             raise GemmaryError(f"the native engine computes in float32 or bfloat16, not {dtype}")
+        if kv_dtype not in KV_DTYPES:
+            raise GemmaryError(f"keys and values are kept as {', '.join(KV_DTYPES)}, not {kv_dtype}")
         if threads is not None and threads < 1:
             raise GemmaryError(f"threads must be at least 1, not {threads}")
         self.config = config
@@ -96,7 +100,8 @@ class NativeEngine:
         self._compiled("logits", False)
         if config.pooled_dense:
             self._compiled("sentence_embedding", False)
-        self._bf16_cache = dtype != "float32" and set(self._formats) != {"F32"}
+        exact = dtype == "float32" or set(self._formats) == {"F32"}
+        self._kv_dtype = kv_dtype if kv_dtype != "auto" else "float32" if exact else "bfloat16"
         self.info = EngineInfo(
             "native",
             f"cpu ({self._runtime.isa})",
@@ -104,6 +109,7 @@ class NativeEngine:
             dict(self._formats),
             self._runtime.threads,
             batch_invariant=True,
+            kv_dtype=self._kv_dtype,
         )
 
     def new_cache(self, capacity: int) -> KvCache:
@@ -144,9 +150,9 @@ class NativeEngine:
 
     def cache_bytes(self, capacity: int) -> int:
         """See `Engine.cache_bytes`. Windowed layers keep little more than their window."""
-        element = 2 if self._bf16_cache else 4
-        kept = sum(min(positions, capacity) for positions in self._positions(capacity))
-        return 2 * self.config.kv_size * element * kept
+        config = self.config
+        heads = (config.num_kv_heads, config.head_dim)
+        return KvCache.bytes_of(self._positions(capacity), *heads, capacity, self._kv_dtype)
 
     def _positions(self, capacity: int) -> list[int]:
         """How many of the latest positions each layer keeps."""
@@ -163,7 +169,7 @@ class NativeEngine:
         config = self.config
         positions = self._positions(capacity)
         with _errors(f"a cache for {capacity} tokens"):
-            return _core.KvCache(positions, config.num_kv_heads, config.head_dim, capacity, self._bf16_cache, shared)
+            return _core.KvCache(positions, config.num_kv_heads, config.head_dim, capacity, self._kv_dtype, shared)
 
     def _run(self, result: str, batch: Batch, caches: Sequence[KvCache], taps: dict[str, Logits] | None) -> Logits:
         compiled = self._compiled(result, taps is not None)
