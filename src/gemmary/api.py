@@ -1,4 +1,4 @@
-"""The Python face: `load` a model, ask it, `save` it.
+"""The Python face: `load` a model, ask it, `save` it; `random_model` to measure a shape without its weights.
 
 import gemmary
 model = gemmary.load("starter")
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gemmary import zoo
 from gemmary.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
-from gemmary.checkpoints.hub import parse, resolve
+from gemmary.checkpoints.hub import RANDOM, parse, resolve
 from gemmary.checkpoints.starter import NAME
 from gemmary.checkpoints.tensors import tensors
 from gemmary.config import Config
@@ -24,7 +24,7 @@ from gemmary.memory import available_bytes, require, size
 from gemmary.quantize import blocks
 from gemmary.quantize.leaves import Blocks, Dense, Leaf
 
-__all__ = ["GemmaryWarning", "Model", "load", "save"]
+__all__ = ["GemmaryWarning", "Model", "load", "random_model", "save"]
 
 DTYPES = ("float32", "bfloat16")
 QUANT = {"int8": "Q8_0", "int4": "Q4_0"}
@@ -52,16 +52,47 @@ def load(
     Raises GemmaryError where something is wrong, missing, or foreseeably larger than the memory.
     """
     _check_options(engine, threads, dtype, quant)
-    path = resolve(name)
     known = zoo.find(str(name))
     is_name = isinstance(name, str) and not Path(name).exists() and (name == NAME or parse(name) is not None)
-    checkpoint = open_checkpoint(path, known.name if known else str(name) if is_name else None)
+    checkpoint = open_checkpoint(resolve(name), known.name if known else str(name) if is_name else None)
+    return _loaded(checkpoint, engine, threads, dtype, quant, context)
+
+
+def random_model(
+    name: str,
+    quant: str | None = None,
+    seed: int = 0,
+    *,
+    engine: str = "native",
+    threads: int | None = None,
+    dtype: str | None = None,
+    context: int | None = None,
+) -> Model:
+    """A model of a released shape with random weights, to measure what that shape costs: `random:NAME`.
+
+    name: a row of the zoo ("gemma-2-2b"). quant: None: bfloat16; "int8": Q8_0; "int4": Q4_0 with the embedding table
+    in Q6_K (Q8_0 where its rows do not divide into blocks of 256). The weights are made in these formats directly, and
+    the same seed makes the same ones. The other options: see `load`. The tokenizer is a stand-in: a token a byte.
+
+    Raises GemmaryError as `load` does.
+    """
+    from gemmary.checkpoints.random_weights import open_random
+
+    _check_options(engine, threads, dtype, quant)
+    checkpoint = open_random(RANDOM + name + (f":{quant}" if quant else ""), seed=seed)
+    return _loaded(checkpoint, engine, threads, dtype, None, context)
+
+
+def _loaded(
+    checkpoint: Checkpoint, engine: str, threads: int | None, dtype: str | None, quant: str | None, context: int | None
+) -> Model:
+    """The model of an opened checkpoint; the options are those of `load`."""
     lookup: Callable[[str], Leaf] = checkpoint.lookup
     notices: list[str] = []
     if quant is not None:
         lookup = quantized(checkpoint, quant, notices)
     held = _held_as(engine, checkpoint, dtype, quant)
-    needed = checkpoint.config.weight_bytes(_BITS[held]) if held else _stored_bytes(path)
+    needed = checkpoint.config.weight_bytes(_BITS[held]) if held else checkpoint.stored_bytes()
     require(needed, f"{checkpoint.name} ({held or 'as stored'})", 'try quant="int4", or a smaller model')
     built = _open_engine(engine, checkpoint.config, lookup, dtype, threads)
     kv_bytes = None if (free := available_bytes()) is None else free // 2
@@ -155,11 +186,6 @@ def _held_as(engine: str, checkpoint: Checkpoint, dtype: str | None, quant: str 
         return dtype or quant
     # PyTorch has no blocks and is not given float16: it widens them, as its engine's docstring says.
     return "bfloat16" if quant is None and checkpoint.lookup("embed").format == "BF16" else "float32"
-
-
-def _stored_bytes(path: Path) -> int:
-    weights = path.glob("*.safetensors") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in weights)
 
 
 def _fit_context(engine: Engine, context: int | None, kv_bytes: int | None, notices: list[str]) -> int:

@@ -60,7 +60,7 @@ def locate(name: str) -> Path | None:
 
 
 def files_of(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] if path.exists() else []
 
 
 def formats_of(checkpoint: Any) -> dict[str, int]:
