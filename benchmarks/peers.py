@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 from peers_files import Files, default_weights, prepare
-from peers_probe import ReadProbe
+from peers_probe import REST_S, ReadProbe
 from peers_report import plot, print_table, row_of
 from peers_runners import LIBRARIES, RUNNERS
 
@@ -39,10 +39,6 @@ from gemmary.checkpoints.starter import cache_folder
 from gemmary.errors import GemmaryError
 
 CHILD = Path(__file__).with_name("peers_child.py")
-REST_S = 0.2
-"""Between two turns: threads that spin for work fall asleep."""
-FIRST_ID = 1000
-"""Ids below are markers, bytes and the like."""
 
 
 @dataclass
@@ -64,7 +60,8 @@ class Peer:
         self.starts.append(self._read())
 
     def ask(self, **request: Any) -> dict[str, float]:
-        assert self.process is not None and self.process.stdin is not None
+        assert self.process is not None
+        assert self.process.stdin is not None
         time.sleep(REST_S)
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -76,7 +73,8 @@ class Peer:
             self.process = None
 
     def _read(self) -> dict[str, Any]:
-        assert self.process is not None and self.process.stdout is not None
+        assert self.process is not None
+        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise GemmaryError(f"{self.kind}:{self.weights} ended without an answer: what it printed stands above")
@@ -87,7 +85,10 @@ class Peer:
 def is_present(kind: str, python: str) -> bool:
     """Whether an interpreter has a peer's library."""
     find = f"import importlib.util as u; raise SystemExit(u.find_spec({LIBRARIES[kind][0].split('.')[0]!r}) is None)"
-    return subprocess.run([python, "-c", find], stderr=subprocess.DEVNULL).returncode == 0
+    try:
+        return subprocess.run([python, "-c", find], stderr=subprocess.DEVNULL).returncode == 0
+    except OSError as error:
+        raise GemmaryError(f"cannot run {python} for {kind}: {error.strerror}") from error
 
 
 def chosen(options: argparse.Namespace) -> list[Peer]:
@@ -134,8 +135,7 @@ def ask_round(
     peer: Peer, options: argparse.Namespace, random: np.random.Generator, probe: ReadProbe
 ) -> dict[str, float]:
     def ids(*shape: int) -> list[list[int]]:
-        found: list[list[int]] = random.integers(FIRST_ID, peer.files.config.vocab_size - FIRST_ID, shape).tolist()
-        return found
+        return random_ids(random, peer, shape)
 
     start = peer.ask(prompts=ids(1, options.prefill))
     before = probe()
@@ -154,14 +154,20 @@ def ask_deep(peer: Peer, options: argparse.Namespace, probe: ReadProbe) -> None:
     """Decodes at the end of a long context, which is filled once."""
     steps = max(1, options.decode // 8)
     total = steps * len(peer.answers)
-    random = np.random.default_rng(options.context_decode)
-    ids = random.integers(FIRST_ID, peer.files.config.vocab_size - FIRST_ID, options.context_decode).tolist()
+    (ids,) = random_ids(np.random.default_rng(options.context_decode), peer, (1, options.context_decode))
     peer.ask(prompts=[ids[: options.context_decode - total]])
     for number, answer in enumerate(peer.answers):
         begin = options.context_decode - total + steps * number
         before = probe()
         answer["deep_s"] = peer.ask(steps=[[i] for i in ids[begin : begin + steps]])["write_s"] / steps
         answer["deep_probe"] = (before + probe()) / 2
+
+
+def random_ids(random: np.random.Generator, peer: Peer, shape: tuple[int, ...]) -> list[list[int]]:
+    """Ids of words: markers and bytes lie at the ends of the vocabulary."""
+    size = peer.files.config.vocab_size
+    ids: list[list[int]] = random.integers(size // 200, size - size // 200, shape).tolist()
+    return ids
 
 
 def warm(path: Path) -> None:

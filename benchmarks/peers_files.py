@@ -1,4 +1,4 @@
-"""The files that each peer of peers.py reads: the same weights wherever a format allows it, written once into a cache."""
+"""The files that each peer of peers.py reads, written once into a cache: the same weights where a format allows it."""
 
 from __future__ import annotations
 

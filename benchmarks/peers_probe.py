@@ -7,6 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+REST_S = 0.3
+"""Between two turns: the threads of the last one, which spin for work, fall asleep."""
+
 
 class ReadProbe:
     """A plain read of a buffer far larger than the caches, by as many threads as the peers have."""
@@ -18,7 +21,8 @@ class ReadProbe:
         self()
 
     def __call__(self) -> float:
-        """GB/s (powers of ten) of one pass."""
+        """GB/s (powers of ten) of one pass, after a rest."""
+        time.sleep(REST_S)
         begin = time.perf_counter()
         list(self.pool.map(np.max, self.parts))
         return self.gigabytes / (time.perf_counter() - begin)
