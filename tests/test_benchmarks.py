@@ -2,32 +2,114 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gemmary.checkpoints import save_checkpoint
+from gemmary.checkpoints.random_weights import random_checkpoint
+from tests.tiny import TINY
 
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-def run(script: str, *arguments: str) -> str:
+def run(script: str, *arguments: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(BENCHMARKS / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode == 0) == ok, done.stderr
+    return done
 
 
-def test_peers(starter_gguf: Path) -> None:
-    small = ("--peers", "gemmary", "--prefill", "20", "--decode", "3", "--repeat", "2", "--json")
-    (row,) = json.loads(run("peers.py", "--model", str(starter_gguf), *small))
-    assert row["name"].startswith("Gemmary")
-    assert row["prefill_tokens_per_s"]["min"] <= row["prefill_tokens_per_s"]["median"]
-    assert row["decode_tokens_per_s"]["median"] > 0
-    assert row["peak_rss_bytes"] > starter_gguf.stat().st_size
+def need(module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Gemma 2 with random weights in 4 bits."""
+    config = replace(TINY["gemma2-q256"], vocab_size=520)
+    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    save_checkpoint(random_checkpoint(config, "random:tiny", "int4", 0), path, format="gguf")
+    return path
+
+
+def peers(model: Path, *arguments: str) -> dict[str, Any]:
+    sizes = ("--prefill", "20", "--decode", "8", "--together", "2", "--repeat", "2", "--loads", "1")
+    cache = str(model.parent / "cache")
+    done = run("peers.py", "--model", str(model), "--cache", cache, *sizes, "--json", *arguments)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def check(row: dict[str, Any], name: str) -> None:
+    assert row["name"].startswith(name)
+    for key in ("prefill", "decode", "together", "read", "probe", "share", "first_token"):
+        assert 0 < row[key]["min"] <= row[key]["median"] <= row[key]["max"]
+    assert row["peak_bytes"] > row["weight_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("peer", "module", "name"),
+    [
+        ("gemmary", "gemmary", "Gemmary"),
+        ("gemmary:bfloat16", "gemmary", "Gemmary"),
+        ("llama.cpp", "llama_cpp", "llama.cpp"),
+        ("transformers", "transformers", "transformers"),
+        ("openvino", "optimum.intel", "OpenVINO"),
+    ],
+)
+def test_a_peer(tiny: Path, peer: str, module: str, name: str) -> None:
+    need(module.partition(".")[0])
+    need(module)
+    found = peers(tiny, "--peers", peer)
+    assert (found["threads"], found["rounds"]) == (2, 2)
+    (row,) = found["peers"]
+    check(row, name)
+
+
+def test_long_contexts_and_the_plot(tiny: Path, tmp_path: Path) -> None:
+    need("matplotlib")
+    plot = tmp_path / "peers.png"
+    (row, other) = peers(
+        tiny, "--peers", "gemmary", "gemmary:int8", "--context-decode", "40", "--plot", str(plot)
+    )["peers"]  # fmt: skip
+    assert row["weight_bytes"] < other["weight_bytes"]
+    assert row["deep"]["median"] > 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table(starter_gguf: Path, tmp_path: Path) -> None:
+    sizes = ("--prefill", "20", "--decode", "3", "--together", "0", "--repeat", "1", "--loads", "1")
+    table = run("peers.py", "--model", str(starter_gguf), "--peers", "gemmary", *sizes, "--cache", str(tmp_path)).stdout
+    assert "weights stored (0.247 GB)" in table
+    assert "prefill 20" in table
+    assert "together" not in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--peers", "vllm"), "no peer is called 'vllm'"),
+        (("--peers", "llama.cpp", "--python", "llama.cpp=no-such-python"), "cannot run no-such-python for llama.cpp"),
+        (("--peers", "gemmary", "--model", "random:gemma-9"), "no model is called 'gemma-9'"),
+    ],
+)
+def test_what_peers_refuses(tiny: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = run("peers.py", "--model", str(tiny), "--cache", str(tiny.parent), *arguments, ok=False)
+    assert message in done.stderr.splitlines()[-1]
 
 
 def test_speculation(starter_gguf: Path) -> None:
-    lines = run("speculation.py", "--model", str(starter_gguf), "--tokens", "24", "--repeat", "1").splitlines()
+    lines = run("speculation.py", "--model", str(starter_gguf), "--tokens", "24", "--repeat", "1").stdout.splitlines()
     assert [line.split(" tokens/s")[0].strip() for line in lines] == ["copying", "writing freely"]
     assert all(line.endswith("text the same") for line in lines)
 

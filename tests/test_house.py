@@ -227,6 +227,7 @@ PUBLIC = [
     "TokenLogprob",
     "__version__",
     "load",
+    "random_model",
     "save",
 ]
 

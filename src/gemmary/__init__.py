@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # type checkers take it for true; importing `typing` woul
 if TYPE_CHECKING:
     from typing import Any
 
-    from gemmary.api import GemmaryWarning, Model, load, save
+    from gemmary.api import GemmaryWarning, Model, load, random_model, save
     from gemmary.errors import GemmaryError
     from gemmary.generate import Completion, Piece, SamplingParams, Stats, Stream, TokenLogprob
 
@@ -32,6 +32,7 @@ __all__ = [
     "TokenLogprob",
     "__version__",
     "load",
+    "random_model",
     "save",
 ]
 
@@ -40,6 +41,7 @@ _MODULES = {
     "GemmaryWarning": "gemmary.api",
     "Model": "gemmary.api",
     "load": "gemmary.api",
+    "random_model": "gemmary.api",
     "save": "gemmary.api",
 }
 

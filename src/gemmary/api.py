@@ -1,4 +1,4 @@
-"""The Python face: `load` a model, ask it, `save` it.
+"""The Python face: `load` a model, ask it, `save` it; `random_model` to measure a shape without its weights.
 
 import gemmary
 model = gemmary.load("starter")
@@ -14,7 +14,7 @@ from typing import Any
 
 from gemmary import zoo
 from gemmary.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
-from gemmary.checkpoints.hub import parse, resolve
+from gemmary.checkpoints.hub import RANDOM, parse, resolve
 from gemmary.checkpoints.starter import NAME
 from gemmary.checkpoints.tensors import tensors
 from gemmary.config import Config
@@ -25,7 +25,7 @@ from gemmary.memory import available_bytes, require, size
 from gemmary.quantize import blocks
 from gemmary.quantize.leaves import Blocks, Dense, Leaf
 
-__all__ = ["GemmaryWarning", "Model", "load", "save"]
+__all__ = ["GemmaryWarning", "Model", "load", "random_model", "save"]
 
 DTYPES = ("float32", "bfloat16")
 QUANT = {"int8": "Q8_0", "int4": "Q4_0"}
@@ -58,20 +58,53 @@ def load(
     Raises GemmaryError where something is wrong, missing, or foreseeably larger than the memory.
     """
     _check_options(engine, threads, dtype, quant, kv_dtype)
-    path = resolve(name)
     known = zoo.find(str(name))
     is_name = isinstance(name, str) and not Path(name).exists() and (name == NAME or parse(name) is not None)
-    checkpoint = open_checkpoint(path, known.name if known else str(name) if is_name else None)
+    checkpoint = open_checkpoint(resolve(name), known.name if known else str(name) if is_name else None)
+    options = {"threads": threads, "dtype": dtype, "kv_dtype": kv_dtype, "isa": isa}
+    return _loaded(checkpoint, engine, quant, context, options)
+
+
+def random_model(
+    name: str,
+    quant: str | None = None,
+    seed: int = 0,
+    *,
+    engine: str = "native",
+    threads: int | None = None,
+    dtype: str | None = None,
+    kv_dtype: str = "auto",
+    context: int | None = None,
+    isa: str | None = None,
+) -> Model:
+    """A model of a released shape with random weights, to measure what that shape costs: `random:NAME`.
+
+    name: a row of the zoo ("gemma-2-2b"). quant: None: bfloat16; "int8": Q8_0; "int4": Q4_0 with the embedding table
+    in Q6_K (Q8_0 where its rows do not divide into blocks of 256). The weights are made in these formats directly, and
+    the same seed makes the same ones. The other options: see `load`. The tokenizer is a stand-in: a token a byte.
+
+    Raises GemmaryError as `load` does.
+    """
+    from gemmary.checkpoints.random_weights import open_random
+
+    _check_options(engine, threads, dtype, quant, kv_dtype)
+    checkpoint = open_random(RANDOM + name + (f":{quant}" if quant else ""), seed=seed)
+    options = {"threads": threads, "dtype": dtype, "kv_dtype": kv_dtype, "isa": isa}
+    return _loaded(checkpoint, engine, None, context, options)
+
+
+def _loaded(
+    checkpoint: Checkpoint, engine: str, quant: str | None, context: int | None, options: dict[str, Any]
+) -> Model:
+    """The model of an opened checkpoint; options: those of `open_engine`."""
     lookup: Callable[[str], Leaf] = checkpoint.lookup
     notices: list[str] = []
     if quant is not None:
         lookup = quantized(checkpoint, quant, notices)
-    held = _held_as(engine, checkpoint, dtype, quant)
-    needed = checkpoint.config.weight_bytes(_BITS[held]) if held else _stored_bytes(path)
+    held = _held_as(engine, checkpoint, options["dtype"], quant)
+    needed = checkpoint.config.weight_bytes(_BITS[held]) if held else checkpoint.stored_bytes()
     require(needed, f"{checkpoint.name} ({held or 'as stored'})", 'try quant="int4", or a smaller model')
-    built = _open_engine(
-        engine, checkpoint.config, lookup, dtype=dtype, kv_dtype=kv_dtype, threads=threads, isa=isa
-    )
+    built = _open_engine(engine, checkpoint.config, lookup, options)
     kv_bytes = None if (free := available_bytes()) is None else free // 2
     fitted = _fit_context(built, context, kv_bytes, notices)
     model = Model(checkpoint, built, lookup=lookup, context=fitted, kv_bytes=kv_bytes, notices=notices)
@@ -148,7 +181,7 @@ def _check_options(engine: str, threads: int | None, dtype: str | None, quant: s
         raise GemmaryError(f"kv_dtype must be {', '.join(KV_DTYPES[:-1])} or {KV_DTYPES[-1]}, not {kv_dtype!r}")
 
 
-def _open_engine(name: str, config: Config, lookup: Callable[[str], Leaf], **options: Any) -> Engine:
+def _open_engine(name: str, config: Config, lookup: Callable[[str], Leaf], options: dict[str, Any]) -> Engine:
     try:
         return open_engine(name, config, lookup, **options)
     except ImportError as error:
@@ -163,11 +196,6 @@ def _held_as(engine: str, checkpoint: Checkpoint, dtype: str | None, quant: str 
         return dtype or quant
     # PyTorch has no blocks and is not given float16: it widens them, as its engine's docstring says.
     return "bfloat16" if quant is None and checkpoint.lookup("embed").format == "BF16" else "float32"
-
-
-def _stored_bytes(path: Path) -> int:
-    weights = path.glob("*.safetensors") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in weights)
 
 
 def _fit_context(engine: Engine, context: int | None, kv_bytes: int | None, notices: list[str]) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemmary.checkpoints.checkpoint import Checkpoint, Format, Source
+from gemmary.checkpoints.hub import is_random
 from gemmary.errors import GemmaryError
 
 if TYPE_CHECKING:
@@ -15,11 +16,15 @@ __all__ = ["Checkpoint", "Format", "Source", "open_checkpoint", "save_checkpoint
 
 
 def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
-    """Opens a Hugging Face folder, a packed one or a GGUF file: reads and checks its headers, maps its weights.
+    """Opens a Hugging Face folder, a packed one, a GGUF file or `random:NAME`: reads and checks headers, maps weights.
 
     name: what to call the model instead of what the file says. Raises GemmaryError, one line, for what is not there,
     not Gemma, not whole or not sound; before any tensor is read.
     """
+    if is_random(path):
+        from gemmary.checkpoints.random_weights import open_random
+
+        return open_random(path)
     path = Path(path)
     if path.is_dir():
         from gemmary.checkpoints.packed import is_packed, open_packed

@@ -14,12 +14,15 @@ from gemmary.quantize.leaves import Leaf
 if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
 
-Format = Literal["safetensors", "gguf", "packed"]
+Format = Literal["safetensors", "gguf", "packed", "random"]
 
 
 @dataclass
 class Checkpoint:
-    """A model on disk whose headers were read and found sound. Weights are mapped, and read when they are used."""
+    """A model on disk whose headers were read and found sound. Weights are mapped, and read when they are used.
+
+    One of random weights lies on no disk: its path is its name, and weights are made when they are asked for.
+    """
 
     path: Path
     format: Format
@@ -31,6 +34,8 @@ class Checkpoint:
     load_chat_template: Callable[[], str | None]
     notices: list[str] = field(default_factory=list)
     """What a user should be told: parts that were set aside, numbers that were reinterpreted. One line each."""
+    made_bytes: int = 0
+    """Bytes of weights that lie in no file."""
 
     def lookup(self, name: str) -> Leaf:
         """The leaf of a name of the tensor table (`layers.3.gate`); norms are zero-centred float32."""
@@ -39,6 +44,11 @@ class Checkpoint:
     def names(self) -> list[str]:
         """Every name that `lookup` takes, in the order of the tensor table."""
         return list(self.leaves)
+
+    def stored_bytes(self) -> int:
+        """Bytes of weights, before any is read."""
+        weights = self.path.glob("*.safetensors") if self.path.is_dir() else [self.path] * (not self.made_bytes)
+        return self.made_bytes + sum(file.stat().st_size for file in weights)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -2,7 +2,7 @@
 
 A name is `starter`, a short name of the zoo (`gemma-2-2b-it`), a hub id (`org/name`), a folder or a `.gguf` file. A
 hub id takes `@revision` (a branch, tag or commit) and, where a repository holds several GGUF files, `:Q4_K_M` or
-`:file.gguf`.
+`:file.gguf`. `random:NAME` is no place: `random_weights.py` makes what it means, and it is passed on as it is.
 Repositories lie in the cache that every tool of the Hugging Face hub shares: HF_HUB_CACHE, or HF_HOME/hub.
 """
 
@@ -21,6 +21,7 @@ from gemmary.checkpoints import starter
 from gemmary.errors import GemmaryError
 from gemmary.memory import size
 
+RANDOM = "random:"
 _HUB_ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w./+-]+))?", re.ASCII
 )
@@ -59,6 +60,8 @@ def resolve(name: str | Path) -> Path:
     """
     if not isinstance(name, str | Path) or not str(name):
         raise unknown(name)
+    if is_random(name):
+        return Path(name)
     if isinstance(name, str):
         if name == starter.NAME:
             return starter.starter_path()
@@ -73,6 +76,11 @@ def resolve(name: str | Path) -> Path:
     if isinstance(name, Path) or os.sep in name or name.endswith((".gguf", ".safetensors")):
         raise GemmaryError(f"no such file or folder: {name}")
     raise unknown(name)
+
+
+def is_random(name: object) -> bool:
+    """Whether a name means random weights (`random:NAME`)."""
+    return isinstance(name, str | Path) and str(name).startswith(RANDOM)
 
 
 def parse(name: str) -> HubName | None:

@@ -11,7 +11,7 @@ from gemmary.engines import ENGINES, KV_DTYPES
 
 Command = Callable[[argparse.Namespace], "int | None"]
 
-MODEL_HELP = "`starter`, a short name (gemma-2-2b-it), a hub id (org/name), a folder or a .gguf file"
+MODEL_HELP = "`starter`, a short name (gemma-2-2b-it), a hub id (org/name), a folder, a .gguf file or random:NAME"
 QUANTS = ("int8", "int4")
 DTYPES = ("float32", "bfloat16")
 EPILOG = "`gemmary COMMAND --help` explains a command. Models: `gemmary list --all`."

@@ -67,7 +67,8 @@ def locate(name: str) -> Path | None:
 
 
 def files_of(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    """The files of a model; none of random weights."""
+    return sorted(file for file in (path, *path.rglob("*")) if file.is_file())
 
 
 def formats_of(checkpoint: Any) -> dict[str, int]:
@@ -83,6 +84,8 @@ def terms_of(name: str) -> str:
     """Where the terms of the weights are to be read."""
     if name == starter.NAME and (path := starter.terms_path()):
         return f"Gemma terms of use, in {path}"
+    if hub.is_random(name):
+        return "none: random numbers are no one's"
     hub_name = hub.parse(name)
     if hub_name is not None:
         return f"those on the page of {hub_name.repo} on the hub"

@@ -69,8 +69,9 @@ class Costing {
       }
       read += last - first + 1;
     }
-    const int64_t element = step_.caches[0]->head(i.layer, 0).bf16 ? 2 : 4;
-    cost.cache_bytes = 2 * (read + step_.rows[0]) * program_.buffers_[i.k].width * element;
+    const KvType type = step_.caches[0]->head(i.layer, 0).type;
+    const int64_t element = type == KvType::float32 ? 4 : type == KvType::bfloat16 ? 2 : 1, scales = type == KvType::int8 ? 4 * i.kv_heads : 0;
+    cost.cache_bytes = 2 * (read + step_.rows[0]) * (program_.buffers_[i.k].width * element + scales);
     cost.float_operations = 4 * seen * program_.buffers_[i.q].width;
     return cost;
   }
