@@ -40,6 +40,7 @@ def load(
     dtype: str | None = None,
     quant: str | None = None,
     context: int | None = None,
+    draft: str | Path | Model | None = None,
 ) -> Model:
     """Opens a checkpoint and builds an engine for it.
 
@@ -48,6 +49,8 @@ def load(
     stored; "float32" or "bfloat16" for that, whatever is stored (a quantized weight is dequantized exactly). quant:
     None = as stored; "int8" or "int4" quantizes every matrix, the embedding table too. context: tokens of prompt and
     answer together; None = the model's own, or as much of it as memory has room for, which `Model.notices` then says.
+    draft: a smaller model with the same tokenizer that guesses tokens for this one to check, which changes how soon
+    text comes and never what it is; a name (loaded with the same options) or a loaded model.
 
     Raises GemmaryError where something is wrong, missing, or foreseeably larger than the memory.
     """
@@ -60,13 +63,16 @@ def load(
     notices: list[str] = []
     if quant is not None:
         lookup = quantized(checkpoint, quant, notices)
+    small = draft
+    if small is not None and not isinstance(small, Model):
+        small = load(small, engine=engine, threads=threads, dtype=dtype, quant=quant)
     held = _held_as(engine, checkpoint, dtype, quant)
     needed = checkpoint.config.weight_bytes(_BITS[held]) if held else _stored_bytes(path)
     require(needed, f"{checkpoint.name} ({held or 'as stored'})", 'try quant="int4", or a smaller model')
     built = _open_engine(engine, checkpoint.config, lookup, dtype, threads)
     kv_bytes = None if (free := available_bytes()) is None else free // 2
-    fitted = _fit_context(built, context, kv_bytes, notices)
-    model = Model(checkpoint, built, lookup=lookup, context=fitted, kv_bytes=kv_bytes, notices=notices)
+    fitted = _fit_context(built, context, kv_bytes, notices, small.engine if small else None)
+    model = Model(checkpoint, built, lookup=lookup, context=fitted, kv_bytes=kv_bytes, notices=notices, draft=small)
     warn(notices)
     return model
 
@@ -162,21 +168,27 @@ def _stored_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in weights)
 
 
-def _fit_context(engine: Engine, context: int | None, kv_bytes: int | None, notices: list[str]) -> int:
-    """The context that was asked for, or the model's own, cut to what the key-value cache may take."""
+def _fit_context(
+    engine: Engine, context: int | None, kv_bytes: int | None, notices: list[str], draft: Engine | None = None
+) -> int:
+    """The context that was asked for, or the model's own, cut to what the key-value caches may take."""
     most = engine.config.context_length
     if context is not None and (not isinstance(context, int) or not 1 <= context <= most):
         shown = f"{context:,}" if isinstance(context, int) else repr(context)
         raise GemmaryError(f"context must be from 1 to the model's own {most:,} tokens, not {shown}")
     wanted = context or most
 
-    fits = wanted if kv_bytes is None else bisect.bisect_right(range(1, wanted + 1), kv_bytes, key=engine.cache_bytes)
+    def cache_bytes(tokens: int) -> int:
+        mine = engine.cache_bytes(tokens)
+        return mine if draft is None else mine + draft.cache_bytes(min(tokens, draft.config.context_length))
+
+    fits = wanted if kv_bytes is None else bisect.bisect_right(range(1, wanted + 1), kv_bytes, key=cache_bytes)
     if fits == wanted:
         return wanted
     assert kv_bytes is not None
     if context is not None or fits == 0:
         raise GemmaryError(
-            f"a context of {wanted:,} tokens needs {size(engine.cache_bytes(wanted))} and {size(kv_bytes)} can be set "
+            f"a context of {wanted:,} tokens needs {size(cache_bytes(wanted))} and {size(kv_bytes)} can be set "
             f"aside for it: ask for {max(fits, 1):,} or fewer"
         )
     notices.append(f"the context is {fits:,} of the model's {wanted:,} tokens: that is what memory has room for")

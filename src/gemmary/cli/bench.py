@@ -17,6 +17,7 @@ def add(commands: Any) -> None:
     details = "Medians, with the least and the largest of all rounds. One round before them warms up."
     command = parser.command(commands, "bench", run, "measure a model's speed", details)
     parser.add_model(command)
+    parser.add_draft(command)
     command.add_argument(
         "--prefill", type=parser.count, default=512, metavar="N", help="tokens of prompt (default: 512)"
     )

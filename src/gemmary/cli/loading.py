@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def load_model(arguments: argparse.Namespace, name: str | None = None, **options: Any) -> Model:
     """The model that the arguments name; `options` come before the arguments."""
     name = name or arguments.model
-    if name == starter.NAME:
+    if starter.NAME in (name, getattr(arguments, "draft", None)):
         with console.bar(is_bytes=True) as progress:
             starter.starter_path(progress)
-    given = {key: getattr(arguments, key, None) for key in ("engine", "threads", "dtype", "quant", "context")}
+    given = {key: getattr(arguments, key, None) for key in ("engine", "threads", "dtype", "quant", "context", "draft")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", gemmary.GemmaryWarning)  # its lines are the model's notices, which are printed
         return gemmary.load(name, **{key: value for key, value in {**given, **options}.items() if value is not None})
@@ -34,17 +34,19 @@ def describe(model: Model) -> str:
     shares = sorted(info.formats.items(), key=lambda item: -item[1])
     weights = ", ".join(name for name, held in shares if held * 100 >= total) or model.weight_format
     threads = f"{info.threads} thread{'s' if info.threads > 1 else ''}"
+    draft = f" · draft {model.draft.name}" if model.draft else ""
     return (
         f"{model.name} · {info.engine} engine on {info.device} · {info.dtype}, weights {weights} · "
-        f"context {model.context:,} · {threads}"
+        f"context {model.context:,} · {threads}{draft}"
     )
 
 
 def speed(stats: Stats) -> str:
     """What a generation took, on one line."""
     decode = f" at {stats.decode_tokens_per_s:.1f} tokens/s" if stats.completion_tokens > 1 else ""
-    if stats.guessed_right:
-        decode += f", {stats.guessed_right} of them guessed from the text"
+    guessed = {"from the text": stats.guessed_right - stats.drafted_right, "by the draft model": stats.drafted_right}
+    if ways := [f"{count} {by}" for by, count in guessed.items() if count]:
+        decode += f", guessed {' and '.join(ways)}"
     return (
         f"{stats.completion_tokens} token{'s' if stats.completion_tokens != 1 else ''}{decode} · "
         f"prompt {stats.prompt_tokens} tokens at {stats.prefill_tokens_per_s:.1f} tokens/s · "

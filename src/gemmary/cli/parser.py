@@ -56,6 +56,15 @@ def add_model(parser: argparse.ArgumentParser, *, context: bool = True) -> None:
         group.add_argument("--context", type=count, metavar="N", help="tokens that prompt and answer may have together")
 
 
+def add_draft(parser: argparse.ArgumentParser) -> None:
+    """The small model that guesses."""
+    parser.add_argument(
+        "--draft",
+        metavar="MODEL",
+        help="a smaller model with the same tokenizer whose guesses are checked: the same text, sooner where they fit",
+    )
+
+
 def add_weights(group: Any) -> None:
     """Threads, and how numbers are held."""
     group.add_argument("--threads", type=count, metavar="N", help="threads (default: one for each core)")
