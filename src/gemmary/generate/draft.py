@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,16 +21,19 @@ from gemmary.engines import Engine, Logits
 from gemmary.errors import GemmaryError
 from gemmary.generate.request import Request
 from gemmary.generate.sampling import sample_clearly
-from gemmary.generate.speculate import Chance, Guess, StepCosts
+from gemmary.generate.speculate import MOST, WORTH, Chance, Guess, StepCosts
 
 _CLEAR = (0.1, 0.3, 0.7, 1.5, 3.0)
 _ASSUMED = (0.35, 0.5, 0.65, 0.8, 0.9, 0.97)
 """The chance that a choice is right which leads by less than 0.1, 0.3 … nats, until it is known better."""
 _READ_AT_ONCE = 512
 """Tokens of the text that a step reads, at most: what windowed caches allow, and others do not wait for long."""
-_LONGEST_REST = 64
-_ACCOUNT = 16.0
-"""Rounds over which gains and costs are set off against each other."""
+_USUAL = 0.75
+"""The chance of a guess on the whole, until it is known better."""
+_PROBE = 2
+"""Tokens that are guessed to see whether guessing would pay by now."""
+_LONGEST_REST = 1024
+"""Steps between such probes, at most: what was written meanwhile has to be read for them."""
 
 
 @dataclass(eq=False)
@@ -82,8 +85,7 @@ class Draft:
         self._costs = StepCosts(learn)
         self._followers: dict[Request, _Follower] = {}
         self._chances = [Chance(value) for value in _ASSUMED]
-        self._gain = 1.0
-        """Tokens that a request's guess won, what it cost taken off: a running mean."""
+        self._usual = Chance(_USUAL)
         self._rest = 0
         self._wait = 0
 
@@ -106,6 +108,10 @@ class Draft:
             self._wait -= 1
             return {}
         self._set_share(len(rooms), costs)
+        depth = self._depth(len(rooms), costs)
+        self._rest = 0 if depth else min(_LONGEST_REST, 4 * self._rest + 8)
+        self._wait = self._rest
+        depth = depth or _PROBE
         guesses: dict[Request, Guess] = {}
         with self._failures(), self._lock:
             rows = self._read([request for request in rooms if request in self._followers])
@@ -115,7 +121,7 @@ class Draft:
                     guess = guesses.setdefault(request, Guess())
                     chance = self._write(request, guess, row)
                     follower = self._followers[request]
-                    room = min(rooms[request], follower.capacity - request.length + 1)
+                    room = min(depth, rooms[request], follower.capacity - request.length + 1)
                     # One more costs a step of ours and a row of theirs, and is for nothing if one before it is wrong.
                     if len(guess.tokens) < room and guess.tokens[-1] not in request.stop_ids and chance > self._share:
                         place = request.length + len(guess.tokens) - 1
@@ -124,17 +130,25 @@ class Draft:
                 rows = self._step(chunks)
         return guesses
 
-    def told(self, request: Request, guess: Guess, checked: int, right: int, row_cost: float) -> None:
-        """Learns how often such choices are right, and whether all this pays."""
-        for number, trusted in enumerate(self._followers[request].trusted[: min(checked, right + 1)]):
-            trusted.saw(number < right)
-        gain = right - len(guess.tokens) * self._share - checked * row_cost
-        self._gain += (gain - self._gain) / _ACCOUNT
-        if gain > 0:
-            self._rest = 0
-        if self._gain < 0:
-            self._rest = min(_LONGEST_REST, 2 * self._rest + 4)
-            self._wait, self._gain = self._rest, 0.0
+    def told(self, request: Request, guess: Guess, came: Sequence[int]) -> None:
+        """Learns how often such choices are right."""
+        for token, trusted, real in zip(guess.tokens, self._followers[request].trusted, came, strict=False):
+            trusted.saw(token == real)
+            self._usual.saw(token == real)
+            if token != real:
+                break
+
+    def _depth(self, count: int, costs: StepCosts) -> int:
+        """How many tokens of each of `count` requests give the most text a second; 0 if none clearly do."""
+        alone = costs.seconds(count)
+        chance, expected, most, best = 1.0, 1.0, WORTH, 0
+        for number in range(1, MOST + 1):
+            chance *= self._usual.value
+            expected += chance
+            rate = expected / (costs.seconds(count * (1 + number)) / alone + number * self._share)
+            if rate > most:
+                most, best = rate, number
+        return best
 
     def _read(self, requests: list[Request]) -> dict[Request, Logits]:
         """Reads on in the text; rows for those requests where its end was reached."""

@@ -23,7 +23,7 @@ MOST = 12
 """Tokens of a guess, at most."""
 GUESSED_ROWS = 32
 """Rows of a step that may be guesses, at most, over all requests."""
-_WORTH = 1.08
+WORTH = 1.08
 """How many times sooner text has to be expected with guesses than without. Estimates err, and in both directions."""
 _RUNS = 9
 _PRIOR_WEIGHT = 4.0
@@ -59,9 +59,8 @@ class Guesser(Protocol):
         """Guesses for those of the requests, all decoding, that it has any for: at most so many tokens each."""
         ...
 
-    def told(self, request: Request, guess: Guess, checked: int, right: int, row_cost: float) -> None:
-        """Of what it proposed the first `checked` tokens were computed and the first `right` were right. row_cost: of
-        each that was computed, in tokens that could have been written instead."""
+    def told(self, request: Request, guess: Guess, came: Sequence[int]) -> None:
+        """What came (at least one token) where it had proposed this, whether or not that was checked."""
         ...
 
 
@@ -120,7 +119,6 @@ class Speculation:
         self._open: set[Request] = set()
         self._offers: dict[Request, list[tuple[Guesser, Guess]]] = {}
         """What each guesser offered for the step that is running, the one whose tokens are checked last."""
-        self._row_cost = 0.0
 
     def cache_bytes(self, capacity: int) -> int:
         """See `Guesser.cache_bytes`: of all of them."""
@@ -156,14 +154,12 @@ class Speculation:
             self._choose(len(decoding))
 
     def take(self, request: Request, right: int) -> None:
-        """After the step: the first `right` tokens of its guess were right."""
+        """After the step: the first `right` tokens of its guess were right, and one more came."""
         offers = self._offers.pop(request, [])
+        if request.guess:
+            request.count_guesses(offers[-1][0].name, right)
         for guesser, guess in offers:
-            mine = (guesser, guess) == offers[-1]
-            checked = len(request.guess) if mine else 0
-            if mine:
-                request.count_guesses(guesser.name, right)
-            guesser.told(request, guess, checked, right if mine else 0, self._row_cost)
+            guesser.told(request, guess, request.generated[-1 - right :])
 
     def _choose(self, count: int) -> None:
         """Takes the likeliest guesses, as many as give the most text a second; none unless that is clearly more."""
@@ -176,7 +172,7 @@ class Speculation:
         # Within one guess chances only fall and the sort is stable: whatever number is taken, no guess has a hole.
         chances.sort(key=lambda pair: -pair[0])
         alone = self.costs.seconds(count)
-        expected, most, best = float(count), _WORTH * count / alone, 0
+        expected, most, best = float(count), WORTH * count / alone, 0
         for number, (chance, _) in enumerate(chances[:GUESSED_ROWS], 1):
             expected += chance
             rate = expected / self.costs.seconds(count + number)
@@ -185,5 +181,3 @@ class Speculation:
         for _, request in chances[:best]:
             tokens = self._offers[request][-1][1].tokens
             request.guess.append(tokens[len(request.guess)])
-        extra = self.costs.seconds(count + best) / alone - 1
-        self._row_cost = extra * count / best if best else 0.0
