@@ -3,11 +3,11 @@
     python benchmarks/speculation.py [--model starter] [--tokens 200] [--repeat 5] [--threads 2]
     python benchmarks/speculation.py --dtype bfloat16 --draft starter --draft-quant int4
 
-The kinds of text: a copy of a text in the prompt; sentences picked from one, as extractive summaries do (three texts, two
-of them with their sentences: a pretrained model goes on in the pattern); an edit of one; free writing, greedy and
-sampled, with nothing to copy. The starter is too small to edit and copies instead, so what is written there is dictated:
-the model computes everything, and its likeliest token is made the next one of the edited text. Without --draft only the
-text itself guesses. Exits with 1 if a text differs with and without.
+The kinds of text: a copy of a text in the prompt; an edit of one; sentences picked from one, as extractive summaries do
+(three texts, two of them with their sentences: a pretrained model goes on in the pattern); free writing, greedy and
+sampled, the last of it so hot that nothing repeats. The starter is too small to edit and copies instead, so the edit is
+dictated: the model computes everything, and its likeliest token is made the next one of the edited text. Without
+--draft only the text itself guesses. Exits with 1 if a text differs with and without.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ import gemmary
 from gemmary.verify import builtin_text
 
 TEXTS = (
-    "Tom has lived in the old house by the river for twenty years. Every morning Tom walks along the water to the mill, "
-    "where the boatmen tell Tom the news. When the river is high Tom helps them to carry the sacks up the steps, and in "
-    "the evening Tom sits on the bench in front of the door and writes down what there was to hear in a small blue book.",
-    "Tom was born in a village in the mountains. When Tom was nine years old the family sent Tom to an uncle, who kept an "
-    "inn on the road to the south. There Tom learned to read from the newspapers that the travellers left behind. The inn "
-    "is still there, and a picture of Tom hangs over the fireplace.",
+    "Tom has lived in the old house by the river for twenty years. Every morning Tom walks along the water to the "
+    "mill, where the boatmen tell Tom the news. When the river is high Tom helps them to carry the sacks up the "
+    "steps, and in the evening Tom sits on the bench in front of the door and writes down what there was to hear in "
+    "a small blue book.",
+    "Tom was born in a village in the mountains. When Tom was nine years old the family sent Tom to an uncle, who "
+    "kept an inn on the road to the south. There Tom learned to read from the newspapers that the travellers left "
+    "behind. The inn is still there, and a picture of Tom hangs over the fireplace.",
     "Tom opened the shop in the spring of that year with money that Tom had borrowed from a sister. At first hardly "
-    "anybody came, since the street was narrow and the sign could not be seen from the market. So Tom painted the whole "
-    "front of the house yellow, put two chairs before the window and served tea to everyone who sat down. By the end of "
-    "the summer there was a queue in front of the door every Saturday, and Tom had paid back every penny of the money.",
+    "anybody came, since the street was narrow and the sign could not be seen from the market. So Tom painted the "
+    "whole front of the house yellow, put two chairs before the window and served tea to everyone who sat down. By "
+    "the end of the summer there was a queue in front of the door every Saturday, and Tom had paid back every penny "
+    "of the money.",
 )
-
-
 EDITS = {
     "Tom": "Anna", "hardly": "almost nobody", "yellow": "a bright yellow", "spring": "summer", "penny": "cent"
 }  # fmt: skip
