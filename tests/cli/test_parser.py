@@ -22,14 +22,14 @@ SOURCE = Path(gemmary.__path__[0]).parent
 LOADING = "--engine --threads --dtype --quant --context"
 SAMPLING = "--temperature --top-k --top-p --min-p --repetition-penalty --seed --max-tokens --stop --stop-id"
 FLAGS = {
-    "run": f"MODEL {LOADING} PROMPT --raw --system --json {SAMPLING} --logprobs",
-    "chat": f"MODEL {LOADING} --system {SAMPLING}",
+    "run": f"MODEL {LOADING} --draft PROMPT --raw --system --json {SAMPLING} --logprobs",
+    "chat": f"MODEL {LOADING} --draft --system {SAMPLING}",
     "pull": "MODEL",
     "list": "--all --json",
     "rm": "MODEL --yes",
     "show": "MODEL --json",
     "verify": "MODEL --against --engine --text --tokens --taps --json --threads --dtype --quant",
-    "bench": f"MODEL {LOADING} --prefill --decode --repeat --json",
+    "bench": f"MODEL {LOADING} --draft --prefill --decode --repeat --json",
     "embed": "MODEL --engine --threads --dtype --quant TEXT --prompt --title --dimensions",
     "convert": "SRC DST --format --dtype",
 }

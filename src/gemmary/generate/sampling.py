@@ -2,7 +2,7 @@
 
 The order and the meaning are those of transformers' logits processors. Where tokens tie at a filter's edge, all of them
 stay (transformers does so for top-k; for top-p its sort picks some). A row costs about 30 microseconds when greedy
-and well under a millisecond with top-k at V = 262,144, because nothing sorts the vocabulary.
+and well under a millisecond with top-k at V = 262,144, because nothing sorts the vocabulary; without it about ten.
 """
 
 from __future__ import annotations
