@@ -1,9 +1,13 @@
-"""What guessing tokens from the text is worth: decoding with and without it, alternating, on the same prompts.
+"""What guessing tokens is worth: decoding with and without it, alternating, on the same prompts.
 
     python benchmarks/speculation.py [--model starter] [--tokens 200] [--repeat 5] [--threads 2]
+    python benchmarks/speculation.py --dtype bfloat16 --draft starter --draft-quant int4
 
-Two kinds of text: a copy (the prompt holds a text and the beginning of its repetition, as when a text is edited or
-quoted) and free writing (sampled, nothing to copy). Exits with 1 if a text differs with and without.
+The kinds of text: a copy of a text in the prompt; an edit of one; sentences picked from one, as extractive summaries do
+(three texts, two of them with their sentences: a pretrained model goes on in the pattern); free writing, greedy and
+sampled, the last of it so hot that nothing repeats. The starter is too small to edit and copies instead, so the edit is
+dictated: the model computes everything, and its likeliest token is made the next one of the edited text. Without
+--draft only the text itself guesses. Exits with 1 if a text differs with and without.
 """
 
 from __future__ import annotations
@@ -11,55 +15,139 @@ from __future__ import annotations
 import argparse
 import statistics
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gemmary
 from gemmary.verify import builtin_text
 
+TEXTS = (
+    "Tom has lived in the old house by the river for twenty years. Every morning Tom walks along the water to the "
+    "mill, where the boatmen tell Tom the news. When the river is high Tom helps them to carry the sacks up the "
+    "steps, and in the evening Tom sits on the bench in front of the door and writes down what there was to hear in "
+    "a small blue book.",
+    "Tom was born in a village in the mountains. When Tom was nine years old the family sent Tom to an uncle, who "
+    "kept an inn on the road to the south. There Tom learned to read from the newspapers that the travellers left "
+    "behind. The inn is still there, and a picture of Tom hangs over the fireplace.",
+    "Tom opened the shop in the spring of that year with money that Tom had borrowed from a sister. At first hardly "
+    "anybody came, since the street was narrow and the sign could not be seen from the market. So Tom painted the "
+    "whole front of the house yellow, put two chairs before the window and served tea to everyone who sat down. By "
+    "the end of the summer there was a queue in front of the door every Saturday, and Tom had paid back every penny "
+    "of the money.",
+)
+EDITS = {
+    "Tom": "Anna", "hardly": "almost nobody", "yellow": "a bright yellow", "spring": "summer", "penny": "cent"
+}  # fmt: skip
 
-def prompts() -> dict[str, tuple[str, dict[str, Any]]]:
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of text: what is asked, how, and what is to be written where the model does not choose."""
+
+    prompt: str
+    options: dict[str, Any]
+    tokens: int = 200
+    dictated: str = ""
+
+
+def kinds() -> dict[str, Kind]:
+    greedy: dict[str, Any] = {"temperature": 0.0}
     passage = builtin_text()[:1800]
-    copy = f"{passage}\n\nThe same text once more, corrected:\n\n{passage[:200]}"
-    free = "Write a list of strange animals and describe each of them with new words."
-    return {"copying": (copy, {"temperature": 0.0}), "writing freely": (free, {"temperature": 1.0, "seed": 3})}
+    picks = [f"Text:\n{text}\n\nTwo sentences from the text:\n{first_two(text)}\n\n" for text in TEXTS[:2]]
+    animals = "Write a list of strange animals and describe each of them with new words."
+    story = "Once upon a time there was a"
+    return {
+        "copying": Kind(f"{passage}\n\nThe same text once more, corrected:\n\n{passage[:200]}", greedy),
+        "editing": Kind(f"Text:\n{' '.join(TEXTS)}\n\nEdited:\n", greedy, dictated=edited(" ".join(TEXTS))),
+        "summarising": Kind("".join(picks) + f"Text:\n{TEXTS[2]}\n\nTwo sentences from the text:\n", greedy, 50),
+        "free, greedy": Kind(animals, greedy),
+        "free, sampled": Kind(animals, {"temperature": 1.0, "seed": 3}),
+        "story, sampled": Kind(story, {"temperature": 1.0, "seed": 5}),
+        "no repetition": Kind(story, {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "seed": 5}),
+    }
+
+
+def edited(text: str) -> str:
+    for word, other in EDITS.items():
+        text = text.replace(word, other)
+    return text
+
+
+def first_two(text: str) -> str:
+    return ". ".join(text.split(". ")[:2]) + "."
+
+
+class Dictated:
+    """An engine that computes as another does and then says that the next token is the next one of `ids`."""
+
+    def __init__(self, inner: Any, ids: Sequence[int]) -> None:
+        self.inner, self.ids = inner, ids
+        self.config, self.info = inner.config, inner.info
+
+    def step(self, batch: Any, caches: Any, taps: Any = None) -> Any:
+        rows = self.inner.step(batch, caches, taps)
+        for row, place in zip(rows, batch.positions[batch.outputs], strict=True):
+            row[self.ids[min(place + 1, len(self.ids) - 1)]] = 1e4
+        return rows
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def measure(model: gemmary.Model, args: argparse.Namespace) -> bool:
+    """Prints a line for each kind of text. Whether all texts were the same with and without."""
+    same = True
+    engine = model.engine
+    for name, kind in kinds().items():
+        speeds: dict[bool, list[float]] = {True: [], False: []}
+        texts: dict[bool, tuple[int, ...]] = {}
+        ids = model.tokenizer.encode(kind.prompt, bos=True)
+        written = model.tokenizer.encode(kind.dictated)
+        model.scheduler.engine = Dictated(engine, [*ids, *written]) if written else engine
+        count = min(args.tokens, kind.tokens, len(written) or kind.tokens)
+        for number in range(args.repeat + 1):
+            for speculate in (True, False) if number % 2 else (False, True):
+                out = model.generate(ids, max_tokens=count, ignore_eos=True, speculate=speculate, **kind.options)
+                texts[speculate] = out.tokens
+                if speculate:
+                    stats = out.stats
+                    if args.show and not number:
+                        print(out.text)
+                if number:  # the first round warms up
+                    speeds[speculate].append(out.stats.decode_tokens_per_s)
+        same = same and texts[True] == texts[False]
+        lines = {
+            key: f"{statistics.median(runs):.1f} ({min(runs):.1f} … {max(runs):.1f})" for key, runs in speeds.items()
+        }
+        ratio = statistics.median(speeds[True]) / statistics.median(speeds[False])
+        counts = f"{stats.guessed_right} of {stats.guessed} guesses right"
+        if args.draft:
+            counts += f" (draft: {stats.drafted_right} of {stats.drafted})"
+        print(
+            f"{name:14} tokens/s with guesses {lines[True]}, without {lines[False]}: {ratio:.2f} x; {counts}; "
+            f"text {'the same' if texts[True] == texts[False] else 'DIFFERENT'}",
+            flush=True,
+        )
+    return same
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="starter")
+    parser.add_argument("--dtype", help="of the model, as in gemmary.load")
+    parser.add_argument("--quant", help="of the model")
+    parser.add_argument("--draft", metavar="MODEL", help="a small model that guesses")
+    parser.add_argument("--draft-quant", metavar="QUANT")
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--show", action="store_true", help="print the texts too")
     args = parser.parse_args()
     warnings.simplefilter("ignore", gemmary.GemmaryWarning)
-    differs = False
-    with gemmary.load(args.model, threads=args.threads) as model:
-        for name, (prompt, options) in prompts().items():
-            speeds: dict[bool, list[float]] = {True: [], False: []}
-            texts: dict[bool, tuple[int, ...]] = {}
-            guessed = right = 0
-            for number in range(args.repeat + 1):
-                for speculate in (True, False):
-                    out = model.generate(
-                        prompt, max_tokens=args.tokens, ignore_eos=True, speculate=speculate, **options
-                    )
-                    texts[speculate] = out.tokens
-                    if speculate:
-                        guessed, right = out.stats.guessed, out.stats.guessed_right
-                    if number:  # the first round warms up
-                        speeds[speculate].append(out.stats.decode_tokens_per_s)
-            differs = differs or texts[True] != texts[False]
-            lines = {
-                key: f"{statistics.median(runs):.1f} ({min(runs):.1f} … {max(runs):.1f})"
-                for key, runs in speeds.items()
-            }
-            ratio = statistics.median(speeds[True]) / statistics.median(speeds[False])
-            print(
-                f"{name:15} tokens/s with guesses {lines[True]}, without {lines[False]}: {ratio:.2f} x; "
-                f"{right} of {guessed} guesses right; "
-                f"text {'the same' if texts[True] == texts[False] else 'DIFFERENT'}"
-            )
-    return int(differs)
+    draft = gemmary.load(args.draft, threads=args.threads, quant=args.draft_quant) if args.draft else None
+    with gemmary.load(args.model, threads=args.threads, dtype=args.dtype, quant=args.quant, draft=draft) as model:
+        return int(not measure(model, args))
 
 
 if __name__ == "__main__":

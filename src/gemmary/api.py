@@ -42,6 +42,7 @@ def load(
     quant: str | None = None,
     kv_dtype: str = "auto",
     context: int | None = None,
+    draft: str | Path | Model | None = None,
     isa: str | None = None,
 ) -> Model:
     """Opens a checkpoint and builds an engine for it.
@@ -52,8 +53,10 @@ def load(
     None = as stored; "int8" or "int4" quantizes every matrix, the embedding table too. kv_dtype: what keys and values
     are kept as, "bfloat16", "float32" or "int8" (a scale for each position and head); "auto" = bfloat16, or float32
     where all weights are. context: tokens of prompt and answer together; None = the model's own, or as much of it as
-    memory has room for, which `Model.notices` then says. isa: "scalar", "avx2", "avx512" or "neon" for the native
-    engine's kernels, with the same results; None = the best.
+    memory has room for, which `Model.notices` then says. draft: a smaller model with the same tokenizer that guesses
+    tokens for this one to check, which changes how soon text comes and never what it is; a name (loaded with the same
+    options) or a loaded model. isa: "scalar", "avx2", "avx512" or "neon" for the native engine's kernels, with the
+    same results; None = the best.
 
     Raises GemmaryError where something is wrong, missing, or foreseeably larger than the memory.
     """
@@ -61,8 +64,10 @@ def load(
     known = zoo.find(str(name))
     is_name = isinstance(name, str) and not Path(name).exists() and (name == NAME or parse(name) is not None)
     checkpoint = open_checkpoint(resolve(name), known.name if known else str(name) if is_name else None)
-    options = {"threads": threads, "dtype": dtype, "kv_dtype": kv_dtype, "isa": isa}
-    return _loaded(checkpoint, engine, quant, context, options)
+    options: dict[str, Any] = {"threads": threads, "dtype": dtype, "kv_dtype": kv_dtype, "isa": isa}
+    if draft is not None and not isinstance(draft, Model):
+        draft = load(draft, engine=engine, quant=quant, **options)
+    return _loaded(checkpoint, engine, quant, context, draft, options)
 
 
 def random_model(
@@ -89,12 +94,17 @@ def random_model(
 
     _check_options(engine, threads, dtype, quant, kv_dtype)
     checkpoint = open_random(RANDOM + name + (f":{quant}" if quant else ""), seed=seed)
-    options = {"threads": threads, "dtype": dtype, "kv_dtype": kv_dtype, "isa": isa}
-    return _loaded(checkpoint, engine, None, context, options)
+    options: dict[str, Any] = {"threads": threads, "dtype": dtype, "kv_dtype": kv_dtype, "isa": isa}
+    return _loaded(checkpoint, engine, None, context, None, options)
 
 
 def _loaded(
-    checkpoint: Checkpoint, engine: str, quant: str | None, context: int | None, options: dict[str, Any]
+    checkpoint: Checkpoint,
+    engine: str,
+    quant: str | None,
+    context: int | None,
+    draft: Model | None,
+    options: dict[str, Any],
 ) -> Model:
     """The model of an opened checkpoint; options: those of `open_engine`."""
     lookup: Callable[[str], Leaf] = checkpoint.lookup
@@ -106,8 +116,8 @@ def _loaded(
     require(needed, f"{checkpoint.name} ({held or 'as stored'})", 'try quant="int4", or a smaller model')
     built = _open_engine(engine, checkpoint.config, lookup, options)
     kv_bytes = None if (free := available_bytes()) is None else free // 2
-    fitted = _fit_context(built, context, kv_bytes, notices)
-    model = Model(checkpoint, built, lookup=lookup, context=fitted, kv_bytes=kv_bytes, notices=notices)
+    fitted = _fit_context(built, context, kv_bytes, notices, draft.engine if draft else None)
+    model = Model(checkpoint, built, lookup=lookup, context=fitted, kv_bytes=kv_bytes, notices=notices, draft=draft)
     warn(notices)
     return model
 
@@ -198,21 +208,27 @@ def _held_as(engine: str, checkpoint: Checkpoint, dtype: str | None, quant: str 
     return "bfloat16" if quant is None and checkpoint.lookup("embed").format == "BF16" else "float32"
 
 
-def _fit_context(engine: Engine, context: int | None, kv_bytes: int | None, notices: list[str]) -> int:
-    """The context that was asked for, or the model's own, cut to what the key-value cache may take."""
+def _fit_context(
+    engine: Engine, context: int | None, kv_bytes: int | None, notices: list[str], draft: Engine | None = None
+) -> int:
+    """The context that was asked for, or the model's own, cut to what the key-value caches may take."""
     most = engine.config.context_length
     if context is not None and (not isinstance(context, int) or not 1 <= context <= most):
         shown = f"{context:,}" if isinstance(context, int) else repr(context)
         raise GemmaryError(f"context must be from 1 to the model's own {most:,} tokens, not {shown}")
     wanted = context or most
 
-    fits = wanted if kv_bytes is None else bisect.bisect_right(range(1, wanted + 1), kv_bytes, key=engine.cache_bytes)
+    def cache_bytes(tokens: int) -> int:
+        mine = engine.cache_bytes(tokens)
+        return mine if draft is None else mine + draft.cache_bytes(min(tokens, draft.config.context_length))
+
+    fits = wanted if kv_bytes is None else bisect.bisect_right(range(1, wanted + 1), kv_bytes, key=cache_bytes)
     if fits == wanted:
         return wanted
     assert kv_bytes is not None
     if context is not None or fits == 0:
         raise GemmaryError(
-            f"a context of {wanted:,} tokens needs {size(engine.cache_bytes(wanted))} and {size(kv_bytes)} can be set "
+            f"a context of {wanted:,} tokens needs {size(cache_bytes(wanted))} and {size(kv_bytes)} can be set "
             f"aside for it: ask for {max(fits, 1):,} or fewer"
         )
     notices.append(f"the context is {fits:,} of the model's {wanted:,} tokens: that is what memory has room for")

@@ -18,6 +18,7 @@ from gemmary.chat import Message, Prompt, Style, encode_chat, fill_in_the_middle
 from gemmary.checkpoints import Checkpoint
 from gemmary.checkpoints.starter import HUB_ID, NAME
 from gemmary.config import Config
+from gemmary.drafting import draft_guesser
 from gemmary.engines import Engine, EngineInfo
 from gemmary.errors import GemmaryError
 from gemmary.generate import Completion, SamplingOptions, SamplingParams, Scheduler, Stream
@@ -63,16 +64,21 @@ class Model:
         context: int | None = None,
         kv_bytes: int | None = None,
         notices: Iterable[str] = (),
+        draft: Model | None = None,
     ) -> None:
         """lookup: leaves as the engine was given them, where they are not the checkpoint's own. context, kv_bytes: as
-        in `Scheduler`."""
+        in `Scheduler`. draft: a small model of the family that guesses tokens ahead."""
         self.checkpoint = checkpoint
         self.lookup = lookup or checkpoint.lookup
         self.name = name or checkpoint.name
         self.config = engine.config
         self.notices = (*checkpoint.notices, *notices)
         self.context = context or engine.config.context_length
-        self._scheduler: Scheduler | None = Scheduler(engine, context=self.context, kv_bytes=kv_bytes)
+        self.draft = draft
+        guessers = [] if draft is None else [draft_guesser(draft, checkpoint, engine)]
+        self._scheduler: Scheduler | None = Scheduler(
+            engine, context=self.context, kv_bytes=kv_bytes, guessers=guessers
+        )
 
     # What it is ---------------------------------------------------------------------------------------------------
 
@@ -254,8 +260,9 @@ class Model:
     # Ending it ----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Ends what is being generated and lets the weights go."""
+        """Ends what is being generated and lets the weights go (a draft model's too, unless it is someone else's)."""
         scheduler, self._scheduler = self._scheduler, None
+        self.draft = None
         if scheduler is not None:
             scheduler.close()
 

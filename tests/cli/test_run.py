@@ -15,6 +15,7 @@ import pytest
 import gemmary
 from gemmary.generate import SamplingParams
 from tests.cli.conftest import Gemmary
+from tests.runs import why_absent
 
 SOURCE = Path(gemmary.__path__[0]).parent
 QUICK = ("--engine", "reference", "--max-tokens", 8, "--seed", 7)
@@ -232,3 +233,15 @@ def test_a_reader_that_leaves_is_no_error(base_model: Path) -> None:
     assert b"Traceback" not in err
     assert b"Error" not in err
     assert b"Exception" not in err
+
+
+def test_a_draft_model_changes_no_text_and_is_told(gemmary_command: Gemmary, base_model: Path) -> None:
+    if reason := why_absent("native"):
+        pytest.skip(reason)
+    sampled = ("--max-tokens", 30, "--seed", 7)
+    plain = gemmary_command("run", base_model, "abc", *sampled)
+    drafted = gemmary_command("run", base_model, "abc", *sampled, "--draft", base_model)
+    assert (drafted.code, drafted.out) == (0, plain.out)
+    assert drafted.err.splitlines()[0].endswith(f"draft {base_model.name}")
+    refused = gemmary_command("run", base_model, "abc", *QUICK, "--draft", base_model)
+    assert "the reference engine cannot check guesses" in refused.error

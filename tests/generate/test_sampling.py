@@ -19,6 +19,7 @@ from gemmary.generate.sampling import (
     nucleus_edge,
     penalize,
     sample,
+    sample_clearly,
     uniform,
 )
 
@@ -138,14 +139,51 @@ def test_draws_follow_the_distribution() -> None:
 
 
 def test_the_draw_depends_on_the_seed_and_the_place_alone() -> None:
-    numbers = {(seed, index): uniform(seed, index) for seed in (0, 1, 2**64 - 1) for index in range(50)}
-    assert len(set(numbers.values())) == len(numbers)
-    assert all(0 <= u < 1 for u in numbers.values())
-    assert numbers == {key: uniform(*key) for key in reversed(numbers)}
+    ids = np.arange(40)
+    numbers = {(seed, index): uniform(seed, index, ids) for seed in (0, 1, 2**64 - 1) for index in range(50)}
+    assert len(np.unique(list(numbers.values()))) == 3 * 50 * 40
+    assert all(((u > 0) & (u < 1)).all() for u in numbers.values())
+    for (seed, index), u in numbers.items():
+        np.testing.assert_array_equal(uniform(seed, index, ids[7::5]), u[7::5])
     # The numbers are part of the promise "same seed, same text": frozen across versions.
-    assert uniform(1234, 0) == 0.3347236812982095
-    assert uniform(1234, 1) == 0.23973111923307255
-    assert uniform(2**64 - 1, 7) == 0.18234351774869728
+    assert uniform(1234, 0, np.array([0, 262_143])).tolist() == [0.8787258498231001, 0.26925093321781074]
+    assert uniform(2**64 - 1, 7, np.array([5])).tolist() == [0.1096810621366438]
+
+
+def test_noise_is_uniform_and_independent_from_place_to_place() -> None:
+    places = np.stack([uniform(3, index, np.arange(64)) for index in range(2000)])
+    assert abs(places.mean() - 0.5) < 0.005
+    counts = np.bincount((places * 16).astype(int).ravel(), minlength=16)
+    assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 38  # chi-square, 15 degrees of freedom: p = 0.001
+    between = np.corrcoef(places.T)
+    assert np.abs(between - np.eye(64)).max() < 0.12
+    assert abs(np.corrcoef(places[:-1].ravel(), places[1:].ravel())[0, 1]) < 0.012
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 0, "top_p": 1.0}, {"temperature": 0.4}])
+def test_distributions_that_are_nearly_the_same_nearly_always_draw_the_same(options: dict[str, Any]) -> None:
+    """What a draft model needs; a draw by the cumulative distribution agrees in half of these at the most."""
+    logits = random_logits(1)
+    other = logits + 0.15 * random_logits(2, spread=1.0)
+    params = SamplingParams(**options)
+    same = [sample(logits, params, [], 5, index) == sample(other, params, [], 5, index) for index in range(400)]
+    assert np.mean(same) > 0.8
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {}, {"top_k": 0, "top_p": 1.0, "temperature": 0.7}])
+def test_a_clear_choice_stays_when_logits_move_by_less_than_half(options: dict[str, Any]) -> None:
+    logits = random_logits(1)
+    params = SamplingParams(**options)
+    for index in range(20):
+        token, lead = sample_clearly(logits, params, [], 9, index)
+        assert token == sample(logits, params, [], 9, index)
+        assert lead >= 0
+        if (params.top_p == 1 and params.top_k == 0) or not params.temperature:
+            moved = logits.copy()
+            moved[token] -= np.float32(0.95 * min(lead, 50.0) * (params.temperature or 1))
+            assert sample(moved, params, [], 9, index) == token
+            moved[token] -= np.float32(0.1 * min(lead, 50.0) * (params.temperature or 1))
+            assert sample(moved, params, [], 9, index) != token
 
 
 def test_logprobs_are_the_models_own() -> None:

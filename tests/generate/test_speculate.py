@@ -11,38 +11,10 @@ import pytest
 from gemmary.engines import Engine, open_engine
 from gemmary.generate import Scheduler
 from gemmary.generate.request import Request
-from gemmary.generate.speculate import MOST, NGRAM, Lookup
+from gemmary.generate.speculate import StepCosts
 from tests.generate.toys import request
 from tests.runs import why_absent
 from tests.tiny import TINY, random_leaves, random_tokens
-
-
-def test_a_guess_is_what_followed_the_last_tokens_the_last_time() -> None:
-    assert Lookup([1, 2, 3, 9, 1, 2, 3, 8, 7, 6, 1, 2, 3]).guess(3) == [8, 7, 6]
-    assert Lookup([1, 2, 3, 4, 1, 2, 3]).guess(1) == [4]
-    assert Lookup([1, 2, 3]).guess(4) == []
-    assert Lookup([5] * NGRAM).guess(4) == []
-    assert Lookup([1, 2, 3, 4, 5]).guess(4) == []
-
-
-def test_guesses_grow_while_they_are_right_and_pause_when_they_are_not() -> None:
-    lookup = Lookup([*range(40), 0, 1, 2])
-    sizes = []
-    for _ in range(3):
-        sizes.append(len(lookup.guess(100)))
-        lookup.told(sizes[-1], sizes[-1])
-    assert sizes == [4, 8, MOST]
-    lookup.told(MOST, 0)
-    assert lookup.guess(100) == []
-    assert len(lookup.guess(100)) == 2
-    for _ in range(10):
-        lookup.told(2, 0)
-    waits = 0
-    while not lookup.guess(100):
-        waits += 1
-    assert waits == 64
-    lookup.told(2, 1)
-    assert len(lookup.guess(100)) == 2
 
 
 def native(name: str) -> Engine:
@@ -52,7 +24,7 @@ def native(name: str) -> Engine:
 
 
 def written(engine: Engine, requests: list[Request]) -> list[tuple[Any, ...]]:
-    scheduler = Scheduler(engine, step_tokens=32)
+    scheduler = Scheduler(engine, step_tokens=32, costs=StepCosts(learn=False))
     for each in requests:
         scheduler.submit(each)
     while scheduler.step():
@@ -111,7 +83,7 @@ def test_an_engine_whose_rows_depend_on_their_company_is_left_alone() -> None:
     assert not engine.info.batch_invariant
     each = request(random_tokens(TINY["gemma3"], 4, seed=5) * 4, temperature=0.0, max_tokens=8)
     written(engine, [each])
-    assert each.lookup is None
+    assert each.guessed == 0
 
 
 def test_stop_tokens_inside_a_guess_end_the_text() -> None:

@@ -50,6 +50,8 @@ class Measurement:
     formats: dict[str, int]
     """Bytes of weights held, by format."""
     threads: int
+    draft: str | None
+    """The model that guessed, besides the text itself."""
     context: int
     prefill: int
     """Tokens of the prompt."""
@@ -102,6 +104,7 @@ def bench(
         dtype=model.info.dtype,
         formats=dict(model.info.formats),
         threads=model.info.threads,
+        draft=model.draft.name if model.draft else None,
         context=model.context,
         prefill=prefill,
         decode=decode,

@@ -32,6 +32,7 @@ def add(commands: Any) -> None:
     details = "/help inside it lists its commands. Ctrl-C stops an answer, Ctrl-D leaves."
     command = parser.command(commands, "chat", run, "talk with a model", details)
     parser.add_model(command)
+    parser.add_draft(command)
     command.add_argument("--system", metavar="TEXT", help="a system message")
     parser.add_sampling(command)
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def load_model(arguments: argparse.Namespace, name: str | None = None, **options: Any) -> Model:
     """The model that the arguments name; `options` come before the arguments."""
     name = name or arguments.model
-    if name == starter.NAME:
+    if starter.NAME in (name, getattr(arguments, "draft", None)):
         with console.bar(is_bytes=True) as progress:
             starter.starter_path(progress)
-    options_given = ("engine", "threads", "dtype", "quant", "kv_dtype", "context", "isa")
+    options_given = ("engine", "threads", "dtype", "quant", "kv_dtype", "context", "draft", "isa")
     given = {key: getattr(arguments, key, None) for key in options_given}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", gemmary.GemmaryWarning)  # its lines are the model's notices, which are printed
@@ -37,17 +37,19 @@ def describe(model: Model) -> str:
     threads = f"{info.threads} thread{'s' if info.threads > 1 else ''}"
     if info.kv_dtype == "int8":
         weights += ", keys and values int8"
+    draft = f" · draft {model.draft.name}" if model.draft else ""
     return (
         f"{model.name} · {info.engine} engine on {info.device} · {info.dtype}, weights {weights} · "
-        f"context {model.context:,} · {threads}"
+        f"context {model.context:,} · {threads}{draft}"
     )
 
 
 def speed(stats: Stats) -> str:
     """What a generation took, on one line."""
     decode = f" at {stats.decode_tokens_per_s:.1f} tokens/s" if stats.completion_tokens > 1 else ""
-    if stats.guessed_right:
-        decode += f", {stats.guessed_right} of them guessed from the text"
+    guessed = {"from the text": stats.guessed_right - stats.drafted_right, "by the draft model": stats.drafted_right}
+    if ways := [f"{count} {by}" for by, count in guessed.items() if count]:
+        decode += f", guessed {' and '.join(ways)}"
     return (
         f"{stats.completion_tokens} token{'s' if stats.completion_tokens != 1 else ''}{decode} · "
         f"prompt {stats.prompt_tokens} tokens at {stats.prefill_tokens_per_s:.1f} tokens/s · "

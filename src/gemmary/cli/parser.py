@@ -64,6 +64,15 @@ def add_isa(group: Any) -> None:
     )
 
 
+def add_draft(parser: argparse.ArgumentParser) -> None:
+    """The small model that guesses."""
+    parser.add_argument(
+        "--draft",
+        metavar="MODEL",
+        help="a smaller model with the same tokenizer whose guesses are checked: the same text, sooner where they fit",
+    )
+
+
 def add_weights(group: Any) -> None:
     """Threads, and how numbers are held."""
     group.add_argument("--threads", type=count, metavar="N", help="threads (default: one for each core)")

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from gemmary.generate.params import SamplingParams
 from gemmary.generate.sampling import likeliest, log_softmax_at, sample
-from gemmary.generate.speculate import Lookup
 from gemmary.generate.text import TextStream
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -56,9 +55,12 @@ class Stats:
     seed: int
     """What `SamplingParams.seed` would repeat this text with."""
     guessed: int = 0
-    """Tokens guessed from the text and checked (`generate/speculate.py`)."""
+    """Tokens guessed and checked (`generate/speculate.py`)."""
     guessed_right: int = 0
     """Those of them that were the ones to come; each saved a step."""
+    drafted: int = 0
+    """Those of `guessed` that a draft model made; the others come from the text itself."""
+    drafted_right: int = 0
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -114,12 +116,12 @@ class Request:
     """Asked to end; the scheduler sees to it."""
     error: BaseException | None = None
     """Why the engine gave up, if it did."""
-    lookup: Lookup | None = None
-    """Guesses the next tokens, where the engine allows that."""
     guess: list[int] = field(default_factory=list)
     """Tokens that this step checks besides the one it computes."""
     guessed: int = 0
     guessed_right: int = 0
+    drafted: int = 0
+    drafted_right: int = 0
 
     submitted_at: float = 0.0
     started_at: float = 0.0
@@ -139,33 +141,32 @@ class Request:
         """The prompt is read, and the next step computes the last token only."""
         return bool(self.generated) and self.computed == self.length - 1
 
-    def pending(self, count: int) -> list[int]:
-        """Up to `count` of the prompt's tokens that are not computed yet."""
-        return list(self.prompt[self.computed : self.computed + count])
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Those at the places from `start` up to `stop` of prompt and text, as far as it goes."""
+        read = len(self.prompt)
+        return [*self.prompt[start:stop], *self.generated[max(0, start - read) : max(0, stop - read)]]
 
-    def next_tokens(self, room: int) -> list[int]:
-        """While decoding: the last token, and up to `room` guesses of what follows it."""
-        room = min(room, self.max_tokens - len(self.generated) - 1)
-        self.guess = self.lookup.guess(room) if self.lookup is not None and room > 0 else []
-        return [self.generated[-1], *self.guess]
-
-    def take_all(self, rows: npt.NDArray[np.float32]) -> None:
+    def take_all(self, rows: npt.NDArray[np.float32]) -> int:
         """Takes a token from each row [1 + guesses, V] for as long as the guesses before it were right, and forgets
-        the others."""
+        the others. Returns how many were right."""
         right = 0
         for row, guess in zip(rows, [*self.guess, None], strict=True):
             self.take(row)
+            right += guess == self.generated[-1]
             if self.finish_reason is not None or self.generated[-1] != guess:
                 break
-            right += 1
-        if self.guess and self.lookup is not None:
-            self.lookup.told(len(self.guess), right)
-            self.guessed += len(self.guess)
-            self.guessed_right += right
-            if right < len(self.guess):
-                self.computed -= len(self.guess) - right
-                self.cache.truncate(self.computed)
-            self.guess = []
+        if right < len(self.guess):
+            self.computed -= len(self.guess) - right
+            self.cache.truncate(self.computed)
+        return right
+
+    def count_guesses(self, guesser: str, right: int) -> None:
+        """For the statistics: of this step's guess, made by the text itself or a "draft" model, so many were right."""
+        self.guessed += len(self.guess)
+        self.guessed_right += right
+        if guesser == "draft":
+            self.drafted += len(self.guess)
+            self.drafted_right += right
 
     def take(self, logits: npt.NDArray[np.float32]) -> None:
         """Chooses the next token from its row of logits [V], and ends the request where that token ends it."""
@@ -173,8 +174,6 @@ class Request:
         history = [*self.prompt, *self.generated] if self.params.repetition_penalty != 1 else ()
         token = sample(logits, self.params, history, self.seed, index)
         self.generated.append(token)
-        if self.lookup is not None:
-            self.lookup.add(token)
         self.last_token_at = time.perf_counter()
         if index == 0:
             self.first_token_at = self.last_token_at
@@ -212,6 +211,8 @@ class Request:
             seed=self.seed,
             guessed=self.guessed,
             guessed_right=self.guessed_right,
+            drafted=self.drafted,
+            drafted_right=self.drafted_right,
         )
 
     def completion(self, pieces: Iterable[Piece], notices: Sequence[str] = ()) -> Completion:

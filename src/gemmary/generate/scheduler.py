@@ -5,18 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from gemmary.batch import Batch, Chunk
 from gemmary.config import Config
 from gemmary.engines import Engine
 from gemmary.errors import GemmaryError
+from gemmary.generate.ngrams import NGrams
 from gemmary.generate.request import Request
-from gemmary.generate.speculate import MOST, Lookup
+from gemmary.generate.speculate import Guesser, Speculation, StepCosts
 from gemmary.memory import size
-
-GUESSED_ROWS = 16
-"""Rows of a step that may be guesses, over all requests: many requests together keep the machine busy without."""
 
 STEP_TOKENS = 512
 """The most tokens of one sequence that a step is given, but for a prefix that cannot be cut. Engines whose windowed
@@ -27,9 +26,11 @@ class Scheduler:
     """Owns an engine. Any thread may submit, cancel and advance; one at a time runs a step, under `lock`.
 
     Each step every decoding request gets its next token, and more where guesses of what follows prove right
-    (`speculate.py`); what is left of `step_tokens` (at least one) goes to prompts,
-    in the order they came. Requests are admitted first come, first served, while there are fewer than `max_sequences`
-    of them and their caches, at full length, fit into `kv_bytes` (None: no limit); the others wait.
+    (`speculate.py`); what is left of `step_tokens` (at least one) goes to prompts, in the order they came. Requests
+    are admitted first come, first served, while there are fewer than `max_sequences` of them and their caches, at full
+    length, fit into `kv_bytes` (None: no limit); the others wait.
+
+    guessers: those that are asked after the text itself. They are only asked where the engine is `batch_invariant`.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class Scheduler:
         step_tokens: int = STEP_TOKENS,
         max_sequences: int = 64,
         kv_bytes: int | None = None,
+        guessers: Sequence[Guesser] = (),
+        costs: StepCosts | None = None,
     ) -> None:
         self.engine = engine
         self.config: Config = engine.config
@@ -48,6 +51,9 @@ class Scheduler:
         self.max_sequences = max_sequences
         self.kv_bytes = kv_bytes
         self.kv_used = 0
+        self.costs = costs or StepCosts()
+        guessing = (NGrams(), *guessers) if engine.info.batch_invariant else ()
+        self.speculation = Speculation(guessing, self.costs)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.lock = threading.RLock()
@@ -74,6 +80,8 @@ class Scheduler:
             raise GemmaryError(f"token id {wrong} is outside the vocabulary (0 to {self.config.vocab_size - 1})")
         request.max_tokens = asked if asked is not None else self.context - prompt
         request.kv_bytes = self.engine.cache_bytes(prompt + request.max_tokens)
+        if request.params.speculate:
+            request.kv_bytes += self.speculation.cache_bytes(prompt + request.max_tokens)
         if self.kv_bytes is not None and request.kv_bytes > self.kv_bytes:
             raise GemmaryError(
                 f"{prompt + request.max_tokens:,} tokens need {size(request.kv_bytes)} of key-value cache and "
@@ -112,6 +120,7 @@ class Scheduler:
             self._busy = True
             try:
                 self._admit()
+                self._guess()
                 planned = self._plan()
                 self._run(planned)
             finally:
@@ -119,25 +128,39 @@ class Scheduler:
                 self._sweep()
             return sum(len(chunk.tokens) for _, chunk in planned)
 
+    def _guess(self) -> None:
+        """What the decoding requests are to check besides their next token."""
+        decoding = [request for request in self.running if request.decoding]
+        with self._ending([request for request in decoding if self.speculation.follows(request)]):
+            self.speculation.guess(decoding)
+
     def _run(self, planned: Sequence[tuple[Request, Chunk]]) -> None:
         """One step of the engine, and each request's next token where its row is there."""
         if not planned:
             return
         now = time.perf_counter()
-        try:
+        with self._ending([request for request, _ in planned]):
             batch = Batch.of(self.config, [chunk for _, chunk in planned])
             rows = self.engine.step(batch, [request.cache for request, _ in planned])
+            if all(request.decoding for request, _ in planned):
+                self.costs.saw(len(batch.tokens), time.perf_counter() - now)
             taken = 0
             for request, chunk in planned:
                 request.started_at = request.started_at or now
                 request.computed += len(chunk.tokens)
                 if chunk.outputs != "none":
                     count = 1 + len(request.guess)
-                    request.take_all(rows[taken : taken + count])
+                    right = request.take_all(rows[taken : taken + count])
+                    self.speculation.take(request, right)
                     taken += count
+
+    @contextmanager
+    def _ending(self, requests: Sequence[Request]) -> Iterator[None]:
+        """What goes wrong in here ends these requests: some of their caches hold half a step."""
+        try:
+            yield
         except BaseException as error:
-            # Some caches hold half a step: none of these requests can go on.
-            for request, _ in planned:
+            for request in requests:
                 if request.finish_reason is None:
                     request.error, request.cancelled = error, True
             raise
@@ -149,12 +172,14 @@ class Scheduler:
                 return
             try:
                 request.cache = self.engine.new_cache(len(request.prompt) + request.max_tokens)
+                if request.params.speculate:
+                    self.speculation.open(request)
             except Exception as error:  # this request's own failure: whoever reads it is told
                 request.error, request.finish_reason = error, "cancelled"
+                request.cache = None
+                self.speculation.close(request)
                 self.waiting.popleft()
                 continue
-            if request.params.speculate and self.engine.info.batch_invariant:
-                request.lookup = Lookup(request.prompt)
             self.waiting.popleft()
             self.kv_used += request.kv_bytes
             self.running.append(request)
@@ -162,8 +187,7 @@ class Scheduler:
     def _plan(self) -> Sequence[tuple[Request, Chunk]]:
         """Decodes first, then prompts in order of arrival until the budget is spent."""
         decoding = [r for r in self.running if r.decoding]
-        room = min(MOST, GUESSED_ROWS // max(1, len(decoding)))
-        planned = [(r, Chunk(r.next_tokens(room), r.computed, outputs="all")) for r in decoding]
+        planned = [(r, Chunk([r.generated[-1], *r.guess], r.computed, outputs="all")) for r in decoding]
         left = max(1, self.step_tokens - sum(len(chunk.tokens) for _, chunk in planned))
         whole_step = left
         for request in self.running:
@@ -177,7 +201,8 @@ class Scheduler:
                     break
                 size = prefix - request.computed
             last = request.computed + size == len(request.prompt)
-            chunk = Chunk(request.pending(size), request.computed, request.prefix, "last" if last else "none")
+            tokens = request.tokens(request.computed, request.computed + size)
+            chunk = Chunk(tokens, request.computed, request.prefix, "last" if last else "none")
             planned.append((request, chunk))
             left -= size
             if left <= 0:
@@ -190,6 +215,7 @@ class Scheduler:
         for request in [r for r in (*self.running, *self.waiting) if r.cancelled or r.finish_reason]:
             request.finish_reason = request.finish_reason or "cancelled"
             request.cache = None
+            self.speculation.close(request)
             if request in self.running:
                 self.running.remove(request)
                 self.kv_used -= request.kv_bytes

@@ -75,6 +75,14 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def same_tokens(self, other: Pieces, count: int) -> bool:
+        """Whether the first `count` ids are the same pieces in both."""
+        if min(len(self), len(other)) < count:
+            return False
+        end = int(self.offsets[count])
+        same = np.array_equal(self.offsets[: count + 1], other.offsets[: count + 1])
+        return same and self.blob[:end] == other.blob[:end]
+
     def piece_bytes(self, index: int) -> bytes:
         return self.blob[self.offsets[index] : self.offsets[index + 1]]
 
