@@ -13,9 +13,10 @@ struct Tiles {
 
 #include "activations_impl.h"
 #include "attention_impl.h"
+#include "head_impl.h"
 #include "kernels.h"
 #include "linear_float_impl.h"
 
 namespace gemmary {
-extern const Kernels kAvx2Kernels{Isa::Avx2, "avx2", avx2::quantize_activations, avx2::linear, &avx2::kStepKernels};
+extern const Kernels kAvx2Kernels{Isa::Avx2, "avx2", avx2::quantize_activations, avx2::linear, &avx2::kStepKernels, &avx2::kHeadKernels};
 }  // namespace gemmary

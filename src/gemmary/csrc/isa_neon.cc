@@ -13,9 +13,10 @@ struct Tiles {
 
 #include "activations_impl.h"
 #include "attention_impl.h"
+#include "head_impl.h"
 #include "kernels.h"
 #include "linear_float_impl.h"
 
 namespace gemmary {
-extern const Kernels kNeonKernels{Isa::Neon, "neon", neon::quantize_activations, neon::linear, &neon::kStepKernels};
+extern const Kernels kNeonKernels{Isa::Neon, "neon", neon::quantize_activations, neon::linear, &neon::kStepKernels, &neon::kHeadKernels};
 }  // namespace gemmary

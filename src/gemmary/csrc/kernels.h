@@ -4,6 +4,7 @@
 #include <optional>
 #include <string_view>
 
+#include "head.h"
 #include "linear.h"
 #include "step_kernels.h"
 
@@ -17,6 +18,7 @@ struct Kernels {
   QuantizeActivationsFunction* quantize_activations;
   LinearFunction* linear;
   const StepKernels* step;
+  const HeadKernels* head;
 };
 
 const char* isa_name(Isa isa);                         // "scalar", "avx2", "avx512", "neon"

@@ -45,11 +45,12 @@ PackedWeight::PackedWeight(Format format, int64_t rows, int64_t cols) {
 }
 
 PackedWeight::PackedWeight(PackedWeight&& other) noexcept
-    : view_(std::exchange(other.view_, {})), storage_(std::exchange(other.storage_, nullptr)) {}
+    : high(std::move(other.high)), view_(std::exchange(other.view_, {})), storage_(std::exchange(other.storage_, nullptr)) {}
 
 PackedWeight& PackedWeight::operator=(PackedWeight&& other) noexcept {
   std::swap(view_, other.view_);
   std::swap(storage_, other.storage_);
+  std::swap(high, other.high);
   return *this;
 }
 

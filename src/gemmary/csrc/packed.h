@@ -18,6 +18,8 @@
 // Float formats: for each input, 16 rows of that type. Rows beyond the last are zeros. Nothing is lost or rounded.
 #pragma once
 
+#include <memory>
+
 #include "formats.h"
 
 namespace gemmary {
@@ -37,6 +39,8 @@ size_t packed_bytes(Format format, int64_t rows, int64_t cols);
 // A view of panels stored elsewhere (a mapped file). Throws std::invalid_argument for a shape the format cannot have, or misalignment.
 PackedView packed_view(Format format, int64_t rows, int64_t cols, const void* storage);
 
+class HighHalves;
+
 // Owns its storage: 64-byte aligned, on 2 MiB pages (asked for) when large. Its contents are undefined until every panel is packed.
 class PackedWeight {
  public:
@@ -49,6 +53,8 @@ class PackedWeight {
   const PackedView& view() const { return view_; }
   uint8_t* data() { return storage_; }
   size_t bytes() const;
+
+  std::shared_ptr<const HighHalves> high;  // of an output head that may be asked for its largest rows only (head.h), else null
 
  private:
   PackedView view_{};

@@ -68,6 +68,7 @@ struct StepInputs {
     int64_t rows, width;
   };
   std::vector<External> externals;
+  int64_t candidates = 0;               // 0: every logit; k: a lone row may hold -inf where a logit is not among its k largest
 };
 
 class Program {
@@ -130,6 +131,9 @@ class Program {
   std::byte* scratch_ = nullptr;  // scratch_stride_ bytes for each thread
   size_t scratch_stride_ = 0;
   std::byte* quantized_ = nullptr;
+  HeadPlan head_plan_;
+  std::vector<float> head_largest_, head_values_;  // the highest bound of each panel; logits of the panels computed first
+  std::vector<int32_t> head_first_;
 };
 
 }  // namespace gemmary

@@ -212,7 +212,9 @@ def run_program(
     """One step of a C++ program: `arrays` are its external buffers."""
     visible = [batch.visible[kind] for kind in kinds]
     sequences = np.array([(rows.start, rows.stop) for rows in batch.sequences], dtype=np.int32).reshape(-1, 2)
-    program.run(batch.tokens, batch.positions, visible, batch.outputs, sequences, caches, arrays)
+    program.run(
+        batch.tokens, batch.positions, visible, batch.outputs, sequences, caches, arrays, candidates=batch.candidates
+    )
 
 
 @contextlib.contextmanager

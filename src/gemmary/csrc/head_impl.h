@@ -1,0 +1,81 @@
+// Bounding the logits of one row, on the instruction set of the including unit; head.h says what is bounded.
+#pragma once
+
+#include "codec_impl.h"
+#include "head.h"
+
+namespace gemmary::GEMMARY_ISA {
+
+using Halves = Dot<4>;  // high and low halves alike are 4-bit codes
+static_assert(Halves::kOffset == 0 && Halves::kChunk == 8);
+constexpr int kHeadPrefetch = 2048;  // how far ahead of the group in work
+constexpr int kRefineSteps = 8;      // inputs read between two looks at the threshold
+
+template <int NV>
+static GEMMARY_INLINE void bound_panels(const HighView& high, const HeadRow& row, int64_t p, float* upper, float* largest) {
+  const uint8_t* panel = high.data + static_cast<size_t>(p) * high.panel_bytes;
+  const size_t scales = static_cast<size_t>(high.groups) * 256;
+  F32x16 acc[NV];
+#pragma GCC unroll 4
+  for (int n = 0; n < NV; n++) acc[n] = broadcast(1e-30f);  // more than underflow can take away
+  for (int64_t g = 0; g < high.groups; g++) {
+    const ActivationGroup& x = row.x[g];
+    const HeadGroup& with = row.groups[g];
+    const int vector = static_cast<int>(x.place >> 8);
+    Halves::Sum sum[NV];
+#pragma GCC unroll 4
+    for (int n = 0; n < NV; n++)
+      for (int line = 0; line < 256; line += 64) __builtin_prefetch(panel + n * high.panel_bytes + 256 * g + kHeadPrefetch + line);
+#pragma GCC unroll 8
+    for (int step = 0; step < 8; step++) {
+      const int v = step / 2 + step % 2 * 4;
+      const Quad q = broadcast_quad(x.codes + 4 * v);
+#pragma GCC unroll 4
+      for (int n = 0; n < NV; n++) {
+        const Bytes64 code = load_code<Format::Q4_0>(panel + n * high.panel_bytes + 256 * g, v);
+        sum[n] = step == 0 ? Halves::first(code, q) : Halves::add(sum[n], code, q);
+      }
+    }
+    const F32x16 scale = broadcast(with.scale), outlier = broadcast(with.outlier), constant = broadcast(with.constant);
+#pragma GCC unroll 4
+    for (int n = 0; n < NV; n++) {
+      const uint8_t* at = panel + n * high.panel_bytes;
+      const I32x16 own = Halves::pick(load_any_code<Format::Q4_0>(at + 256 * g, vector), x.place);
+      const F32x16 d = load_f16(reinterpret_cast<const uint16_t*>(at + scales + 32 * g));
+      acc[n] = fma(fma(to_f32(Halves::total(sum[n])), scale, fma(to_f32(own), outlier, constant)), d, acc[n]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int n = 0; n < NV; n++) {
+    store(upper + (p + n) * kLanes, acc[n]);
+    largest[p + n] = reduce_max(acc[n]);
+  }
+}
+
+static void bound_head(const HighView& high, const HeadRow& row, int64_t p0, int64_t p1, float* upper, float* largest) {
+  int64_t p = p0;
+  for (; p + 2 <= p1; p += 2) bound_panels<2>(high, row, p, upper, largest);
+  if (p < p1) bound_panels<1>(high, row, p, upper, largest);
+}
+
+static bool refine_head(const PackedView& head, const HeadRow& row, int64_t p, float threshold, float* upper) {
+  const uint8_t* panel = head.data + static_cast<size_t>(p) * head.panel_bytes;
+  F32x16 acc = load(upper + p * kLanes);
+  for (int n = 0; n < row.count; n++) {
+    const HeadInputs& inputs = row.inputs[n];
+    const ActivationGroup& x = row.x[inputs.group];
+    const Bytes64 low = Halves::prepare(shift_and<0>(load_bytes(panel + 512 * inputs.group + 64 * inputs.vector), 15));
+    const F32x16 d = load_f16(reinterpret_cast<const uint16_t*>(panel + head.scale_offset + 32 * inputs.group));
+    F32x16 change = broadcast(inputs.constant);
+    if (inputs.outlier != 0.0f) change = fma(to_f32(Halves::pick(low, x.place)), broadcast(inputs.outlier), change);
+    change = fma(to_f32(Halves::total(Halves::first(low, broadcast_quad(x.codes + 4 * inputs.vector)))), broadcast(inputs.scale), change);
+    acc = fma(change, d, acc);
+    if (n % kRefineSteps == kRefineSteps - 1 && reduce_max(acc) < threshold) return false;
+  }
+  store(upper + p * kLanes, acc);
+  return !(reduce_max(acc) < threshold);
+}
+
+static constexpr HeadKernels kHeadKernels{bound_head, refine_head};
+
+}  // namespace gemmary::GEMMARY_ISA
