@@ -28,3 +28,19 @@ def test_speculation(starter_gguf: Path) -> None:
     lines = run("speculation.py", "--model", str(starter_gguf), "--tokens", "24", "--repeat", "1").splitlines()
     assert [line.split(" tokens/s")[0].strip() for line in lines] == ["copying", "writing freely"]
     assert all(line.endswith("text the same") for line in lines)
+
+
+def test_output_head(starter_gguf: Path) -> None:
+    small = ("--tokens", "6", "--repeat", "1", "--positions", "3")
+    lines = run("output_head.py", "--model", str(starter_gguf), *small).splitlines()
+    assert lines[0].startswith("high halves 94.4 MB")
+    assert lines[3].endswith("text the same")
+    names = [line.split("  ")[0].strip() for line in lines[4:]]
+    assert names == ["full head", "1 wanted", "2 wanted", "4 wanted", "8 wanted"]
+
+
+def test_output_head_bounds(starter_gguf: Path) -> None:
+    lines = run("output_head_bounds.py", "--model", str(starter_gguf), "--rows", "2048", "--positions", "2").splitlines()
+    shares = [[float(cell) for cell in line.split("|")[2:6]] for line in lines if line.startswith("| ") and "bits" in line]
+    assert len(shares) == 10
+    assert all(0 < share <= 100 for row in shares for share in row)

@@ -101,7 +101,7 @@ class Program:
         sequences: _Int32,
         caches: Sequence[KvCache],
         externals: Sequence[_Float32],
-        candidates: int,
+        candidates: int = 0,
     ) -> None:
         """One step: writes the external results, takes the keys into the caches. Releases the GIL."""
 

@@ -188,7 +188,7 @@ void bind_native(nb::module_& module) {
       .def("l2_normalize", [](Program& p, std::string label, int out, int x) { p.append(L2Normalize{x, out}, std::move(label)); })
       .def("run", &run, nb::arg("tokens").noconvert(), nb::arg("positions").noconvert(), nb::arg("visible").noconvert(),
            nb::arg("outputs").noconvert(), nb::arg("sequences").noconvert(), nb::arg("caches"), nb::arg("externals").noconvert(),
-           nb::arg("candidates"))
+           nb::arg("candidates") = 0)
       .def("set_profiling", &Program::set_profiling)
       .def("profile", &Program::profile);
 }

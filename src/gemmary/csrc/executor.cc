@@ -15,7 +15,8 @@ constexpr int64_t kStoreRows = 64;         // keys and values that a task writes
 constexpr int64_t kQueriesPerTask = 24;    // query rows times heads that pass over the keys together
 constexpr int64_t kRowsPerTask = 128;      // of a matrix product: their activations stay in the second cache
 constexpr int64_t kTasksPerLinear = 64;    // wanted of a large one
-constexpr int64_t kHeadPanelsPerCandidate = 16;  // with fewer panels than that, bounding costs more than it saves
+constexpr int64_t kMostCandidates = 8;      // with more candidates or fewer panels for each, bounding a head costs more than it saves
+constexpr int64_t kPanelsPerCandidate = 16;  // (docs/output-head.md)
 constexpr int64_t kMinTaskBytes = 32 << 10, kMaxTaskBytes = 512 << 10;  // of weights
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -32,7 +33,8 @@ void highest_panels(const std::vector<float>& bounds, int64_t count, std::vector
   // At least `count` panels reach what the count-th highest of these blocks' highest reaches: few are left to compare.
   const int64_t panels = static_cast<int64_t>(bounds.size()), each = std::max<int64_t>(1, panels / (4 * count));
   std::vector<float> tops;
-  for (int64_t p = 0; p < panels; p += each) tops.push_back(*std::max_element(bounds.begin() + p, bounds.begin() + std::min(panels, p + each)));
+  for (int64_t p = 0; p < panels; p += each)
+    tops.push_back(*std::max_element(bounds.begin() + p, bounds.begin() + std::min(panels, p + each)));
   std::nth_element(tops.begin(), tops.begin() + count - 1, tops.end(), std::greater<>());
   chosen.clear();
   for (int64_t p = 0; p < panels; p++)
@@ -184,13 +186,15 @@ class Executor {
   bool largest_rows(const Linear& i, const Activations& x) {
     const PackedView& view = i.weights[0]->view();
     const int64_t panels = view.panels, wanted = step_.candidates;
-    if (wanted * kHeadPanelsPerCandidate > panels || !program_.head_plan_.prepare(x.q.data, x.q.groups)) return false;
+    if (wanted > kMostCandidates || wanted * kPanelsPerCandidate > panels || !program_.head_plan_.prepare(x.q.data, x.q.groups)) return false;
     const HeadRow row = program_.head_plan_.row(x.q.data);
     std::vector<float>& largest = program_.head_largest_;
     largest.resize(static_cast<size_t>(panels));
     float* y = data(i.out[0]);
     const int64_t each = ceil_div(panels, kTasksPerLinear);
-    const auto exact = [&](int64_t p, int thread) { kernels_.linear(view, x, 0, 1, p, p + 1, y, static_cast<size_t>(view.rows), scratch(thread)); };
+    const auto exact = [&](int64_t p, int thread) {
+      kernels_.linear(view, x, 0, 1, p, p + 1, y, static_cast<size_t>(view.rows), scratch(thread));
+    };
     pool_.run(ceil_div(panels, each), [&](int64_t task, int) {
       kernels_.head->bound(i.weights[0]->high->view(), row, task * each, std::min(panels, (task + 1) * each), y, largest.data());
     });
@@ -207,9 +211,22 @@ class Executor {
     std::nth_element(values.begin(), values.begin() + wanted - 1, values.end(), std::greater<>());
     const float threshold = values[wanted - 1];
     pool_.run(ceil_div(panels, each), [&](int64_t task, int thread) {
-      for (int64_t p = task * each; p < std::min(panels, (task + 1) * each); p++) {
+      const int64_t end = std::min(panels, (task + 1) * each);
+      // Two panels ahead of the one in work are being fetched: their lines are far apart.
+      const auto next = [&](int64_t p) {
+        while (p < end && (largest[p] < threshold || largest[p] == INFINITY)) p++;
+        if (p < end) kernels_.head->fetch(view, row, p);
+        return p;
+      };
+      int64_t soon = next(task * each), later = next(soon + 1);
+      for (int64_t p = task * each; p < end; p++) {
         if (largest[p] == INFINITY) continue;
-        if (largest[p] >= threshold && kernels_.head->refine(view, row, p, threshold, y)) exact(p, thread);
+        bool may = false;
+        if (p == soon) {
+          soon = later, later = next(later + 1);
+          may = kernels_.head->refine(view, row, p, threshold, y);
+        }
+        if (may) exact(p, thread);
         else std::fill_n(y + 16 * p, 16, -INFINITY);
       }
     });

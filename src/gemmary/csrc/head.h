@@ -12,6 +12,7 @@
 #pragma once
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "linear.h"
@@ -47,8 +48,10 @@ struct HeadRow {
 struct HeadKernels {
   // Upper bounds of the rows of panels [p0, p1): upper[16 p + r] and, for each panel, the largest of them.
   void (*bound)(const HighView& high, const HeadRow& row, int64_t p0, int64_t p1, float* upper, float* largest);
-  // Lowers the 16 bounds of panel p, until all are below `threshold` (then false) or the inputs are used up.
-  bool (*refine)(const PackedView& head, const HeadRow& row, int64_t p, float threshold, float* upper);
+  // Asks memory for what refine reads of panel p.
+  void (*fetch)(const PackedView& head, const HeadRow& row, int64_t p);
+  // Whether a row of panel p may reach `threshold`: looks at the low halves of more and more inputs, as far as it needs.
+  bool (*refine)(const PackedView& head, const HeadRow& row, int64_t p, float threshold, const float* upper);
 };
 
 // What one row needs, made anew for each row. Its memory stays.

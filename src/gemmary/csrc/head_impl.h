@@ -8,8 +8,23 @@ namespace gemmary::GEMMARY_ISA {
 
 using Halves = Dot<4>;  // high and low halves alike are 4-bit codes
 static_assert(Halves::kOffset == 0 && Halves::kChunk == 8);
-constexpr int kHeadPrefetch = 2048;  // how far ahead of the group in work
-constexpr int kRefineSteps = 8;      // inputs read between two looks at the threshold
+constexpr int kHeadPrefetch = 16384;  // how far ahead of the group in work
+constexpr int kRefineSteps = 8;       // inputs read between two looks at the threshold
+
+// Where panel p of the head has the codes of some inputs.
+GEMMARY_INLINE const uint8_t* head_codes(const PackedView& head, int64_t p, const HeadInputs& inputs) {
+  return head.data + static_cast<size_t>(p) * head.panel_bytes + 512 * inputs.group + 64 * inputs.vector;
+}
+
+// The bounds of a panel's rows after a look at the low halves of some inputs; d: the scales of the panel's groups.
+GEMMARY_INLINE F32x16 refined(F32x16 bound, const uint8_t* codes, const uint8_t* d, const HeadRow& row, const HeadInputs& inputs) {
+  const ActivationGroup& x = row.x[inputs.group];
+  const Bytes64 low = Halves::prepare(shift_and<0>(load_bytes(codes), 15));
+  F32x16 change = broadcast(inputs.constant);
+  if (inputs.outlier != 0.0f) change = fma(to_f32(Halves::pick(low, x.place)), broadcast(inputs.outlier), change);
+  change = fma(to_f32(Halves::total(Halves::first(low, broadcast_quad(x.codes + 4 * inputs.vector)))), broadcast(inputs.scale), change);
+  return fma(change, load_f16(reinterpret_cast<const uint16_t*>(d + 32 * inputs.group)), bound);
+}
 
 template <int NV>
 static GEMMARY_INLINE void bound_panels(const HighView& high, const HeadRow& row, int64_t p, float* upper, float* largest) {
@@ -58,24 +73,27 @@ static void bound_head(const HighView& high, const HeadRow& row, int64_t p0, int
   if (p < p1) bound_panels<1>(high, row, p, upper, largest);
 }
 
-static bool refine_head(const PackedView& head, const HeadRow& row, int64_t p, float threshold, float* upper) {
-  const uint8_t* panel = head.data + static_cast<size_t>(p) * head.panel_bytes;
-  F32x16 acc = load(upper + p * kLanes);
-  for (int n = 0; n < row.count; n++) {
-    const HeadInputs& inputs = row.inputs[n];
-    const ActivationGroup& x = row.x[inputs.group];
-    const Bytes64 low = Halves::prepare(shift_and<0>(load_bytes(panel + 512 * inputs.group + 64 * inputs.vector), 15));
-    const F32x16 d = load_f16(reinterpret_cast<const uint16_t*>(panel + head.scale_offset + 32 * inputs.group));
-    F32x16 change = broadcast(inputs.constant);
-    if (inputs.outlier != 0.0f) change = fma(to_f32(Halves::pick(low, x.place)), broadcast(inputs.outlier), change);
-    change = fma(to_f32(Halves::total(Halves::first(low, broadcast_quad(x.codes + 4 * inputs.vector)))), broadcast(inputs.scale), change);
-    acc = fma(change, d, acc);
-    if (n % kRefineSteps == kRefineSteps - 1 && reduce_max(acc) < threshold) return false;
+static void fetch_head(const PackedView& head, const HeadRow& row, int64_t p) {
+  for (int n = 0; n < 2 * kRefineSteps && n < row.count; n++) {
+    __builtin_prefetch(head_codes(head, p, row.inputs[n]));
+    __builtin_prefetch(head.data + static_cast<size_t>(p) * head.panel_bytes + head.scale_offset + 32 * row.inputs[n].group);
   }
-  store(upper + p * kLanes, acc);
-  return !(reduce_max(acc) < threshold);
 }
 
-static constexpr HeadKernels kHeadKernels{bound_head, refine_head};
+static bool refine_head(const PackedView& head, const HeadRow& row, int64_t p, float threshold, const float* upper) {
+  const uint8_t* d = head.data + static_cast<size_t>(p) * head.panel_bytes + head.scale_offset;
+  F32x16 bound = load(upper + p * kLanes);
+  for (int n = 0; n < row.count; n++) {
+    if (n % kRefineSteps == 0) {
+      if (reduce_max(bound) < threshold) return false;
+      for (int i = n + 2 * kRefineSteps; i < n + 3 * kRefineSteps && i < row.count; i++)
+        __builtin_prefetch(head_codes(head, p, row.inputs[i]));
+    }
+    bound = refined(bound, head_codes(head, p, row.inputs[n]), d, row, row.inputs[n]);
+  }
+  return !(reduce_max(bound) < threshold);
+}
+
+static constexpr HeadKernels kHeadKernels{bound_head, fetch_head, refine_head};
 
 }  // namespace gemmary::GEMMARY_ISA

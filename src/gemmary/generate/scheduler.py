@@ -125,7 +125,9 @@ class Scheduler:
             return
         now = time.perf_counter()
         try:
-            batch = Batch.of(self.config, [chunk for _, chunk in planned])
+            wanted = [request.params.candidates for request, chunk in planned if chunk.outputs != "none"]
+            candidates = 0 if 0 in wanted else max(wanted, default=0)
+            batch = Batch.of(self.config, [chunk for _, chunk in planned], candidates)
             rows = self.engine.step(batch, [request.cache for request, _ in planned])
             taken = 0
             for request, chunk in planned:
