@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 import gemmary
 from gemmary.batch import Batch, Chunk
-from gemmary.checkpoints import open_checkpoint
+from gemmary.checkpoints import hub, open_checkpoint
 from gemmary.verify import builtin_text
 
 Array = npt.NDArray[Any]
@@ -88,15 +88,17 @@ def main() -> int:
     warnings.simplefilter("ignore", gemmary.GemmaryWarning)
     texts: dict[str, Array] = {}
     with gemmary.load(args.model) as model:
-        ids = list(model.tokenizer.encode(builtin_text()))[:2000]
-        texts["text"] = hidden(model, ids, 64, args.positions)
+        ids = list(model.tokenizer.encode(builtin_text()))
+        each = max(1, args.positions // 5)
+        pieces = [hidden(model, ids[start : start + 500], 64, each) for start in range(0, 2500, 500)]
+        texts["text"] = np.concatenate(pieces)
         written = []
         for prompt in PROMPTS:
             begin = list(model.tokenizer.encode(prompt))
             out = model.generate(prompt, max_tokens=160, ignore_eos=True, seed=1)
-            written.append(hidden(model, [*begin, *out.tokens[:-1]], len(begin), args.positions // 2))
+            written.append(hidden(model, [*begin, *out.tokens[:-1]], len(begin), max(1, args.positions // 2)))
         texts["generated"] = np.concatenate(written)
-    leaf: Any = open_checkpoint(model.path).leaf("embed")
+    leaf: Any = open_checkpoint(hub.resolve(args.model)).lookup("embed")
     blocks = np.asarray(leaf.data)[: args.rows].reshape(args.rows, -1, 34)
     scales = blocks[:, :, :2].copy().view(np.float16)[:, :, 0].astype(np.float32)
     codes = blocks[:, :, 2:].view(np.int8)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = "pool runtime program executor kv_cache packed formats activations pack"
+SOURCES = "pool runtime program executor head kv_cache packed formats activations pack"
 
 
 def test_no_races(tmp_path: Path) -> None:
