@@ -120,3 +120,20 @@ def test_load(starter_gguf: Path) -> None:
     *stages, total = found["Gemmary"]
     assert [row["stage"] for row in stages][2:] == ["weights", "tokenizer", "first token"]
     assert total["peak"] > starter_gguf.stat().st_size
+
+
+def test_output_head(starter_gguf: Path) -> None:
+    small = ("--tokens", "6", "--repeat", "1", "--positions", "3")
+    lines = run("output_head.py", "--model", str(starter_gguf), *small).stdout.splitlines()
+    assert lines[0].startswith("high halves 94.4 MB")
+    assert lines[3].endswith("text the same")
+    names = [line.split("  ")[0].strip() for line in lines[4:]]
+    assert names == ["full head", "1 wanted", "2 wanted", "4 wanted", "8 wanted"]
+
+
+def test_output_head_bounds(starter_gguf: Path) -> None:
+    small = ("--rows", "2048", "--positions", "2")
+    lines = run("output_head_bounds.py", "--model", str(starter_gguf), *small).stdout.splitlines()
+    shares = [[float(cell) for cell in line.split("|")[2:6]] for line in lines[2:]]
+    assert len(shares) == 10
+    assert all(0 < share <= 100 for row in shares for share in row)

@@ -69,6 +69,11 @@ class PackedWeight:
     def cols(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
+    def add_high_halves(self, runtime: Runtime) -> bool:
+        """Lets a step compute an output head's largest rows only; False where the weight does not allow it."""
+
+    @property
+    def high_nbytes(self) -> int: ...
 
 class KvCache:
     """Keys and values of one sequence; layer l keeps the latest positions[l], all layers share memory if `shared`."""
@@ -136,6 +141,7 @@ class Program:
         sequences: _Int32,
         caches: Sequence[KvCache],
         externals: Sequence[_Float32],
+        candidates: int = 0,
     ) -> None:
         """One step: writes the external results, takes the keys into the caches. Releases the GIL."""
 

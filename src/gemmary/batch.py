@@ -40,9 +40,12 @@ class Batch:
     outputs: Int32
     sequences: tuple[slice, ...]
     """Rows of each sequence, in the order of the caches that go with this batch."""
+    candidates: int = 0
+    """0: every logit is wanted. k: of each row only the k largest (and those tied with the last of them) are; an engine
+    may put -inf in place of any other."""
 
     @classmethod
-    def of(cls, config: Config, chunks: Sequence[Chunk]) -> Batch:
+    def of(cls, config: Config, chunks: Sequence[Chunk], candidates: int = 0) -> Batch:
         tokens: list[int] = []
         positions: list[int] = []
         prefixes: list[int] = []
@@ -71,4 +74,5 @@ class Batch:
             seen,
             np.array(outputs, dtype=np.int32),
             tuple(sequences),
+            candidates,
         )

@@ -8,6 +8,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <atomic>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -120,9 +122,26 @@ Array unpack_to_source(const std::string& name, int64_t rows, int64_t cols, cons
   return Array(source, 2, shape, nb::capsule(source, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); }));
 }
 
+// What lets a step compute this head's largest logits only (head.h). False, and nothing has changed, where the weight does not allow it.
+bool add_high_halves(PackedWeight& weight, Runtime& runtime) {
+  if (!HighHalves::possible(weight.view())) return false;
+  nb::gil_scoped_release release;
+  auto high = std::make_shared<HighHalves>(weight.view());
+  const int64_t panels = weight.view().panels, each = 16;
+  std::atomic<bool> good = true;
+  const std::lock_guard lock(runtime.busy);
+  runtime.pool.run((panels + each - 1) / each, [&](int64_t task, int) {
+    if (!high->copy(weight.view(), task * each, std::min(panels, (task + 1) * each))) good = false;
+  });
+  if (good) weight.high = std::move(high);
+  return good;
+}
+
 void run(Program& program, const Ints& tokens, const Ints& positions, const std::vector<Pairs>& visible, const Ints& outputs,
-         const Pairs& sequences, const std::vector<KvCache*>& caches, const std::vector<Floats>& externals) {
+         const Pairs& sequences, const std::vector<KvCache*>& caches, const std::vector<Floats>& externals, int64_t candidates) {
   StepInputs step;
+  if (candidates < 0) throw std::invalid_argument("a step cannot be asked for fewer than no candidates");
+  step.candidates = candidates;
   step.tokens = tokens.data();
   step.positions = positions.data();
   step.outputs = outputs.data();
@@ -183,7 +202,9 @@ void bind_native(nb::module_& module) {
       })
       .def_prop_ro("rows", [](const PackedWeight& w) { return w.view().rows; })
       .def_prop_ro("cols", [](const PackedWeight& w) { return w.view().cols; })
-      .def_prop_ro("nbytes", &PackedWeight::bytes);
+      .def_prop_ro("nbytes", &PackedWeight::bytes)
+      .def("add_high_halves", &add_high_halves, nb::arg("runtime"))
+      .def_prop_ro("high_nbytes", [](const PackedWeight& w) { return w.high ? w.high->bytes() : size_t{0}; });
 
   nb::class_<KvCache>(module, "KvCache", "Keys and values of one sequence.")
       .def("__init__",
@@ -238,7 +259,8 @@ void bind_native(nb::module_& module) {
       .def("mean_pool", [](Program& p, std::string label, int out, int x) { p.append(MeanPool{x, out}, std::move(label)); })
       .def("l2_normalize", [](Program& p, std::string label, int out, int x) { p.append(L2Normalize{x, out}, std::move(label)); })
       .def("run", &run, nb::arg("tokens").noconvert(), nb::arg("positions").noconvert(), nb::arg("visible").noconvert(),
-           nb::arg("outputs").noconvert(), nb::arg("sequences").noconvert(), nb::arg("caches"), nb::arg("externals").noconvert())
+           nb::arg("outputs").noconvert(), nb::arg("sequences").noconvert(), nb::arg("caches"), nb::arg("externals").noconvert(),
+           nb::arg("candidates") = 0)
       .def("set_profiling", &Program::set_profiling)
       .def("profile", [](const Program& p) {
         std::vector<std::tuple<std::string, double, int64_t, int64_t, int64_t, int64_t, int64_t>> rows;

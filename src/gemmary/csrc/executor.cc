@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <functional>
 
 #include "program.h"
 
@@ -17,9 +18,28 @@ constexpr int64_t kFewTasks = 16;          // … to have about this many
 constexpr int64_t kRowsPerTask = 128;      // of a matrix product: their activations stay in the second cache
 constexpr int64_t kTasksPerLinear = 16;    // wanted of a large one
 constexpr int64_t kMinTaskBytes = 64 << 10, kMaxTaskBytes = 512 << 10;  // of weights
+constexpr int64_t kMostCandidates = 8;      // with more candidates or fewer panels for each, bounding a head costs more than it saves
+constexpr int64_t kPanelsPerCandidate = 16;  // (docs/output-head.md)
+constexpr int64_t kTasksPerHead = 64;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 size_t align_up(size_t n) { return (n + 63) / 64 * 64; }
+
+// The `count` panels with the highest bounds, of equals the first ones.
+void highest_panels(const std::vector<float>& bounds, int64_t count, std::vector<int32_t>& chosen) {
+  // At least `count` panels reach what the count-th highest of these blocks' highest reaches: few are left to compare.
+  const int64_t panels = static_cast<int64_t>(bounds.size()), each = std::max<int64_t>(1, panels / (4 * count));
+  std::vector<float> tops;
+  for (int64_t p = 0; p < panels; p += each)
+    tops.push_back(*std::max_element(bounds.begin() + p, bounds.begin() + std::min(panels, p + each)));
+  std::nth_element(tops.begin(), tops.begin() + count - 1, tops.end(), std::greater<>());
+  chosen.clear();
+  for (int64_t p = 0; p < panels; p++)
+    if (bounds[p] >= tops[count - 1]) chosen.push_back(static_cast<int32_t>(p));
+  std::nth_element(chosen.begin(), chosen.begin() + count - 1, chosen.end(),
+                   [&](int32_t a, int32_t b) { return bounds[a] != bounds[b] ? bounds[a] > bounds[b] : a < b; });
+  chosen.resize(static_cast<size_t>(count));
+}
 
 }  // namespace
 
@@ -50,6 +70,7 @@ class Executor {
       x.q = quantized_activations_at(program_.quantized_, count, width);
       spread(count, width, [&](int64_t begin, int64_t end) { kernels_.quantize_activations(x.x, x.ldx, x.q, begin, end); });
     }
+    if (i.weights.size() == 1 && i.weights[0]->high && count == 1 && step_.candidates > 0 && largest_rows(i, x)) return;
     // A task is some panels of one weight for up to kRowsPerTask rows.
     const int64_t row_blocks = ceil_div(count, kRowsPerTask);
     const int64_t task_bytes = std::clamp(bytes * row_blocks / kTasksPerLinear, kMinTaskBytes, kMaxTaskBytes);
@@ -166,6 +187,58 @@ class Executor {
   int64_t rows(int number) const { return step_.rows[static_cast<int>(buffer(number).rows)]; }
   float* data(int number) const { return program_.addresses_[number]; }
   void* scratch(int thread) const { return program_.scratch_ + static_cast<size_t>(thread) * program_.scratch_stride_; }
+
+  // The rows of a lone output that can be among its `candidates` largest, exactly as linear has them, and -inf for the others (head.h).
+  // False if that cannot be told. Every decision rests on values that do not depend on the threads.
+  bool largest_rows(const Linear& i, const Activations& x) {
+    const PackedView& view = i.weights[0]->view();
+    const int64_t panels = view.panels, wanted = step_.candidates;
+    if (wanted > kMostCandidates || wanted * kPanelsPerCandidate > panels || !program_.head_plan_.prepare(x.q)) return false;
+    const HeadRow row = program_.head_plan_.row(x.q.data);
+    std::vector<float>& largest = program_.head_largest_;
+    largest.resize(static_cast<size_t>(panels));
+    float* y = data(i.out[0]);
+    const int64_t each = ceil_div(panels, kTasksPerHead);
+    const auto exact = [&](int64_t p, int thread) {
+      kernels_.linear(view, x, 0, 1, p, p + 1, y, static_cast<size_t>(view.rows), scratch(thread));
+    };
+    pool_.run(ceil_div(panels, each), [&](int64_t task, int) {
+      kernels_.head->bound(i.weights[0]->high->view(), row, task * each, std::min(panels, (task + 1) * each), y, largest.data());
+    });
+    // The panels with the highest bounds are computed first. What k of their rows reach, the k largest reach.
+    std::vector<int32_t>& first = program_.head_first_;
+    highest_panels(largest, wanted, first);
+    pool_.run(wanted, [&](int64_t task, int thread) { exact(first[task], thread); });
+    std::vector<float>& values = program_.head_values_;
+    values.clear();
+    for (int32_t p : first) {
+      values.insert(values.end(), y + 16 * p, y + 16 * p + 16);
+      largest[p] = INFINITY;  // done
+    }
+    std::nth_element(values.begin(), values.begin() + wanted - 1, values.end(), std::greater<>());
+    const float threshold = values[wanted - 1];
+    pool_.run(ceil_div(panels, each), [&](int64_t task, int thread) {
+      const int64_t end = std::min(panels, (task + 1) * each);
+      // Two panels ahead of the one in work are being fetched: their lines are far apart.
+      const auto next = [&](int64_t p) {
+        while (p < end && (largest[p] < threshold || largest[p] == INFINITY)) p++;
+        if (p < end) kernels_.head->fetch(view, row, p);
+        return p;
+      };
+      int64_t soon = next(task * each), later = next(soon + 1);
+      for (int64_t p = task * each; p < end; p++) {
+        if (largest[p] == INFINITY) continue;
+        bool may = false;
+        if (p == soon) {
+          soon = later, later = next(later + 1);
+          may = kernels_.head->refine(view, row, p, threshold, y);
+        }
+        if (may) exact(p, thread);
+        else std::fill_n(y + 16 * p, 16, -INFINITY);
+      }
+    });
+    return true;
+  }
 
   // body(begin, end) over `count` rows, about kGrain elements at a time.
   template <typename Body>

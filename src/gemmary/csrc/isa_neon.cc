@@ -13,10 +13,11 @@ struct Tiles {
 
 #include "activations_impl.h"
 #include "attention_impl.h"
+#include "head_impl.h"
 #include "kernels.h"
 #include "linear_float_impl.h"
 #include "probe_impl.h"
 
 namespace gemmary {
-extern const Kernels kNeonKernels{Isa::Neon, "neon", neon::quantize_activations, neon::linear, &neon::kStepKernels, &neon::kProbe};
+extern const Kernels kNeonKernels{Isa::Neon, "neon", neon::quantize_activations, neon::linear, &neon::kStepKernels, &neon::kHeadKernels, &neon::kProbe};
 }  // namespace gemmary

@@ -13,10 +13,11 @@ struct Tiles {
 
 #include "activations_impl.h"
 #include "attention_impl.h"
+#include "head_impl.h"
 #include "kernels.h"
 #include "linear_float_impl.h"
 #include "probe_impl.h"
 
 namespace gemmary {
-extern const Kernels kScalarKernels{Isa::Scalar, "scalar", scalar::quantize_activations, scalar::linear, &scalar::kStepKernels, &scalar::kProbe};
+extern const Kernels kScalarKernels{Isa::Scalar, "scalar", scalar::quantize_activations, scalar::linear, &scalar::kStepKernels, &scalar::kHeadKernels, &scalar::kProbe};
 }  // namespace gemmary

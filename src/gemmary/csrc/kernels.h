@@ -4,6 +4,7 @@
 #include <optional>
 #include <string_view>
 
+#include "head.h"
 #include "linear.h"
 #include "probe.h"
 #include "step_kernels.h"
@@ -18,6 +19,7 @@ struct Kernels {
   QuantizeActivationsFunction* quantize_activations;
   LinearFunction* linear;
   const StepKernels* step;
+  const HeadKernels* head;
   const Probe* probe;
 };
 

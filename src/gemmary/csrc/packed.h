@@ -42,6 +42,8 @@ size_t packed_bytes(Format format, int64_t rows, int64_t cols);
 // A view of panels stored elsewhere (a mapped file). Throws std::invalid_argument for a shape the format cannot have, or misalignment.
 PackedView packed_view(Format format, int64_t rows, int64_t cols, const void* storage);
 
+class HighHalves;
+
 // Memory for weights, 64-byte aligned, out of blocks on 2 MiB pages (asked for), so that small weights have them as large ones do. A block
 // goes with the last piece of it.
 class WeightArena {
@@ -64,6 +66,8 @@ class PackedWeight {
   const PackedView& view() const { return view_; }
   uint8_t* data() { return storage_.get(); }  // null where the panels are somebody else's
   size_t bytes() const;
+
+  std::shared_ptr<const HighHalves> high;  // of an output head that may be asked for its largest rows only (head.h), else null
 
  private:
   std::shared_ptr<uint8_t> storage_;

@@ -68,6 +68,7 @@ struct StepInputs {
     int64_t rows, width;
   };
   std::vector<External> externals;
+  int64_t candidates = 0;               // 0: every logit; k: a lone row may hold -inf where a logit is not among its k largest
 };
 
 // The least that an instruction has to do in a step: bytes moved, each operand once, and operations, two for a multiply-add.
@@ -166,6 +167,9 @@ class Program {
   float* partials_ = nullptr;  // partial_floats_ of them, shared by all threads
   int64_t partial_floats_ = 0;
   std::byte* quantized_ = nullptr;
+  HeadPlan head_plan_;
+  std::vector<float> head_largest_, head_values_;  // the highest bound of each panel; logits of the panels computed first
+  std::vector<int32_t> head_first_;
 };
 
 }  // namespace gemmary

@@ -131,6 +131,20 @@ class NativeEngine:
             self._scratch[number].reset()
         return self._run("sentence_embedding", batch, self._scratch[: len(batch.sequences)], taps)
 
+    def bound_head(self) -> int:
+        """From now on a lone row of which few candidates are wanted (greedy decoding) reads about 60 % of the output
+        head instead of all of it, for the same text (docs/output-head.md). Returns the bytes that this takes: copies of
+        half of every code. 0, and nothing changes, unless the head is Q8_0 and its logits are not capped."""
+        head = self._packed["embed"].data
+        if self.config.final_logit_softcap:
+            return 0
+        with _errors("the high halves of the output head"):
+            head.add_high_halves(self._runtime)
+        added: int = head.high_nbytes
+        if added:
+            self.info.formats["Q8_0 high halves"] = added
+        return added
+
     def profile(self, enabled: bool) -> None:
         """Starts (from zero) or stops timing the instructions of the programs without taps."""
         for (_, tapped), compiled in self._programs.items():
@@ -249,7 +263,9 @@ def run_program(
     """One step of a C++ program: `arrays` are its external buffers."""
     visible = [batch.visible[kind] for kind in kinds]
     sequences = np.array([(rows.start, rows.stop) for rows in batch.sequences], dtype=np.int32).reshape(-1, 2)
-    program.run(batch.tokens, batch.positions, visible, batch.outputs, sequences, caches, arrays)
+    program.run(
+        batch.tokens, batch.positions, visible, batch.outputs, sequences, caches, arrays, candidates=batch.candidates
+    )
 
 
 @contextlib.contextmanager

@@ -94,6 +94,13 @@ class SamplingParams:
                 raise GemmaryError(f"stop takes non-empty strings and token ids, not {item!r}")
 
     @property
+    def candidates(self) -> int:
+        """How many of the largest logits decide the next token (ties with the last aside). 0: all may."""
+        if self.logprobs is not None or self.repetition_penalty != 1:
+            return 0
+        return 1 if self.temperature == 0 else self.top_k
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         return tuple(item for item in self.stop if isinstance(item, str))
 

@@ -140,7 +140,9 @@ class Scheduler:
             return
         now = time.perf_counter()
         with self._ending([request for request, _ in planned]):
-            batch = Batch.of(self.config, [chunk for _, chunk in planned])
+            wanted = [request.params.candidates for request, chunk in planned if chunk.outputs != "none"]
+            candidates = 0 if 0 in wanted else max(wanted, default=0)
+            batch = Batch.of(self.config, [chunk for _, chunk in planned], candidates)
             rows = self.engine.step(batch, [request.cache for request, _ in planned])
             if all(request.decoding for request, _ in planned):
                 self.costs.saw(len(batch.tokens), time.perf_counter() - now)
