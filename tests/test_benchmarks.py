@@ -24,6 +24,12 @@ def test_peers(starter_gguf: Path) -> None:
     assert row["peak_rss_bytes"] > starter_gguf.stat().st_size
 
 
+def test_attention() -> None:
+    lines = run("attention.py", "--repeat", "1", "--most", "512", "--bytes", "1", "--threads", "2").splitlines()
+    assert [line.split()[0] for line in lines] == ["decode", "prefill", "decode", "prefill", "prefill"] * 3
+    assert all("GB/s of" in line or "GFLOP/s" in line for line in lines)
+
+
 def test_speculation(starter_gguf: Path) -> None:
     lines = run("speculation.py", "--model", str(starter_gguf), "--tokens", "24", "--repeat", "1").splitlines()
     assert [line.split(" tokens/s")[0].strip() for line in lines] == ["copying", "writing freely"]
