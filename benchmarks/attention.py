@@ -1,7 +1,7 @@
 """Speed of the native engine's attention alone: decoding in GB/s of keys and values, beside a read of as many bytes,
 and prefill in GFLOP/s (a multiply-add is 2, masked keys are not counted).
 
-    python benchmarks/attention.py [--threads 2] [--kv-dtype int8] [--repeat 7]
+    python benchmarks/attention.py [--threads 2] [--kv-dtype int8] [--repeat 7] [--most 2048]
 
 As many layers are attended one after another as take their caches beyond the processor's own. Medians; the read (each
 thread adds up numbers of its own part of an array) alternates with the decoding, since a machine's memory drifts.
@@ -23,7 +23,6 @@ import numpy.typing as npt
 from gemmary import _core
 from gemmary.engines.trace import TraceOps, compile_trace
 
-BEYOND_CACHES = 192 << 20
 KV_DTYPES = ("float32", "bfloat16", "int8")
 
 
@@ -97,9 +96,9 @@ def reader(total: int, threads: int) -> Callable[[], float]:
     return read
 
 
-def decode(shape: Heads, context: int, kv_dtype: str, threads: int, repeat: int) -> None:
+def decode(shape: Heads, context: int, beyond: int, kv_dtype: str, threads: int, repeat: int) -> None:
     one = _core.KvCache([context], shape.kv_heads, shape.head_dim, context, kv_dtype, False).nbytes
-    layers = max(1, BEYOND_CACHES // one)
+    layers = max(1, beyond // one)
     attention = Attention(shape, context - 1, 1, layers, kv_dtype, threads)
     read = reader(one * layers, threads)
     times = [(attention.run(), read()) for _ in range(repeat + 1)][1:]
@@ -129,16 +128,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=_core.available_processors())
     parser.add_argument("--kv-dtype", choices=KV_DTYPES, help="only this one (default: all)")
     parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--most", type=int, default=8192, metavar="N", help="leave out what has more keys or tokens")
+    parser.add_argument("--bytes", type=int, default=192 << 20, help="of keys and values that a decoding step reads")
     arguments = parser.parse_args()
     for kv_dtype in [arguments.kv_dtype] if arguments.kv_dtype else KV_DTYPES:
         settings: tuple[Any, ...] = (kv_dtype, arguments.threads, arguments.repeat)
         for shape in (MQA, GQA):
             for context in (512, 2048, 8192):
-                decode(shape, context, *settings)
+                if context <= arguments.most:
+                    decode(shape, context, arguments.bytes, *settings)
             for rows in (512, 2048):
-                prefill(shape, rows, *settings)
+                if rows <= arguments.most:
+                    prefill(shape, rows, *settings)
         for rows in (256, 1024):
-            prefill(VISION, rows, *settings)
+            if rows <= arguments.most:
+                prefill(VISION, rows, *settings)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,12 @@ def test_what_peers_refuses(tiny: Path, arguments: tuple[str, ...], message: str
     assert message in done.stderr.splitlines()[-1]
 
 
+def test_attention() -> None:
+    lines = run("attention.py", "--repeat", "1", "--most", "512", "--bytes", "1", "--threads", "2").splitlines()
+    assert [line.split()[0] for line in lines] == ["decode", "prefill", "decode", "prefill", "prefill"] * 3
+    assert all("GB/s of" in line or "GFLOP/s" in line for line in lines)
+
+
 def test_speculation(starter_gguf: Path) -> None:
     script = run("speculation.py", "--model", str(starter_gguf), "--tokens", "24", "--repeat", "1")
     lines = script.stdout.splitlines()

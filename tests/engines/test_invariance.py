@@ -55,7 +55,7 @@ def test_rings(name: str, format: str, dtype: str | None, kv_dtype: str) -> None
 def test_keys_cut_into_spans(name: str, format: str, dtype: str | None, kv_dtype: str) -> None:
     """A few tokens of a long text share its keys among the threads; many do not."""
     tokens = random_tokens(TINY[name], 600)
-    whole = in_steps(open_case(name, format, dtype, kv_dtype, threads=1), tokens, [600])
+    whole = in_steps(open_case(name, format, dtype, kv_dtype, threads=1, max_chunk=600), tokens, [600])
     for threads in (1, 3):
         engine = open_case(name, format, dtype, kv_dtype, threads=threads)
         assert same_bits(in_steps(engine, tokens, [500, 1, 1, 3, 8]), whole), threads
