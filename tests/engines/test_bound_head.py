@@ -34,7 +34,7 @@ class Head:
 
     def __init__(self, leaf: Blocks, threads: int = 2, isa: str | None = None) -> None:
         runtime = _core.Runtime(threads, isa)
-        self.weight = pack(runtime, leaf)
+        self.weight = pack(runtime, leaf, leaf.format)
         self.bounded = self.weight.add_high_halves(runtime)
         ops = TraceOps()
         x = ops.value("T", leaf.shape[1])
