@@ -79,7 +79,7 @@ def one_head(model: Any, positions: int) -> bool:
 
 
 def head_seconds(engine: Any) -> float:
-    return sum(seconds for name, seconds in engine.timings() if name == "linear embed")
+    return sum(timing.seconds for timing in engine.timings() if timing.label == "linear embed")
 
 
 def main() -> int:
@@ -95,6 +95,7 @@ def main() -> int:
         gemmary.load(args.model, threads=args.threads) as full,
         gemmary.load(args.model, threads=args.threads) as bounded,
     ):
+        full.engine.bound_head_after = None
         added = bounded.engine.bound_head()
         print(f"high halves {added / 1e6:.1f} MB beside {sum(full.info.formats.values()) / 1e6:.1f} MB of weights")
         same = decoding(full, bounded, args.tokens, args.repeat)

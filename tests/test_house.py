@@ -93,7 +93,7 @@ ALLOWED: dict[str, set[str]] = {
     "tokenizer": {"_core", "errors", "files"},
     "chat": {"errors", "tokenizer"},
     "checkpoints": {"_core", "config", "errors", "files", "memory", "quantize", "tokenizer", "zoo"},
-    "engines": {"_core", "batch", "checkpoints.tensors", "config", "errors", "model", "ops", "quantize"},
+    "engines": {"_core", "batch", "checkpoints.tensors", "config", "errors", "memory", "model", "ops", "quantize"},
     "generate": {"batch", "config", "engines", "errors", "memory"},
 }
 """For each room, the modules (with what is below them) that it may import besides itself."""

@@ -157,6 +157,19 @@ def test_an_engine_with_it() -> None:
     check(full, bounded, 1)
 
 
+def test_it_comes_by_itself_after_greedy_steps() -> None:
+    config = replace(TINY["gemma3-q32"], vocab_size=512)
+    engine = NativeEngine(config, stored(config, "Q8_0"), threads=2)
+    token = Chunk(random_tokens(config, 1))
+    engine.bound_head_after = 3
+    for candidates, tokens, left in ((1, 1, 2), (0, 1, 2), (1, 2, 2), (1, 1, 1), (1, 1, None)):
+        assert "Q8_0 high halves" not in engine.info.formats
+        chunks = [token] * tokens
+        engine.step(Batch.of(config, chunks, candidates), [engine.new_cache(1) for _ in chunks])
+        assert engine.bound_head_after == left
+    assert "Q8_0 high halves" in engine.info.formats
+
+
 @pytest.mark.parametrize(("name", "format"), [("gemma2-q32", "Q8_0"), ("gemma3-q32", "Q4_0")])
 def test_heads_that_are_not_bounded(name: str, format: str) -> None:
     config = replace(TINY[name], vocab_size=512)  # Gemma 2 caps its logits

@@ -23,9 +23,15 @@ from gemmary.config import Config, LayerType
 from gemmary.engines import KV_DTYPES, EngineInfo, Logits
 from gemmary.engines.trace import TraceOps, Value, Weight, compile_trace
 from gemmary.errors import GemmaryError
+from gemmary.memory import available_bytes
 from gemmary.model import decoder
 from gemmary.model.leaves import Leaves
 from gemmary.quantize.leaves import FLOATS, Leaf, Packed, slices
+
+
+GREEDY_STEPS = 48
+"""Lone greedy steps before the head's high halves are copied: about as many as lose the time without them that the
+copying takes."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ class NativeEngine:
         self._formats: dict[str, int] = {}
         self._programs: dict[tuple[str, bool], _Compiled] = {}
         self._scratch: list[KvCache] = []
+        self.bound_head_after: int | None = GREEDY_STEPS
         self._compiled("logits", False)
         if config.pooled_dense:
             self._compiled("sentence_embedding", False)
@@ -118,6 +125,10 @@ class NativeEngine:
 
     def step(self, batch: Batch, caches: Sequence[KvCache], taps: dict[str, Logits] | None = None) -> Logits:
         """See `Engine.step`. Raises GemmaryError, with no cache changed, if the batch does not fit the caches."""
+        if batch.candidates and len(batch.tokens) == 1 and self.bound_head_after is not None:
+            self.bound_head_after -= 1
+            if self.bound_head_after <= 0:
+                self.bound_head()
         return self._run("logits", batch, caches, taps)
 
     def embed(self, batch: Batch, taps: dict[str, Logits] | None = None) -> Logits:
@@ -133,10 +144,15 @@ class NativeEngine:
 
     def bound_head(self) -> int:
         """From now on a lone row of which few candidates are wanted (greedy decoding) reads about 60 % of the output
-        head instead of all of it, for the same text (docs/output-head.md). Returns the bytes that this takes: copies of
-        half of every code. 0, and nothing changes, unless the head is Q8_0 and its logits are not capped."""
+        head instead of all of it, for the same text (docs/output-head.md). Comes by itself after `bound_head_after`
+        such steps; None: never.
+
+        Returns the bytes that this takes: copies of half of every code. 0, and nothing changes, unless the head is
+        Q8_0, its logits are not capped, and memory has four times the room."""
+        self.bound_head_after = None
         head = self._packed["embed"].data
-        if self.config.final_logit_softcap:
+        free = available_bytes()
+        if self.config.final_logit_softcap or (free is not None and free < 2 * head.nbytes):
             return 0
         with _errors("the high halves of the output head"):
             head.add_high_halves(self._runtime)
