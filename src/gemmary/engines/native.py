@@ -28,7 +28,6 @@ from gemmary.model import decoder
 from gemmary.model.leaves import Leaves
 from gemmary.quantize.leaves import FLOATS, Leaf, Packed, slices
 
-
 GREEDY_STEPS = 48
 """Lone greedy steps before the head's high halves are copied: about as many as lose the time without them that the
 copying takes."""
