@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
+from gemmary.bench import Machine
 
 REST_S = 0.3
 """Between two turns: the threads of the last one, which spin for work, fall asleep."""
 
 
 class ReadProbe:
-    """A plain read of a buffer far larger than the caches, by as many threads as the peers have."""
+    """The read of `gemmary bench --roofline`: a buffer far larger than the caches, on as many threads as the peers have."""
 
-    def __init__(self, threads: int, size: int = 256 << 20) -> None:
-        self.parts = np.array_split(np.ones(size // 4, dtype=np.float32), threads)
-        self.pool = ThreadPoolExecutor(threads)
-        self.gigabytes = sum(part.nbytes for part in self.parts) / 1e9
-        self()
+    def __init__(self, threads: int) -> None:
+        self.machine = Machine(threads)
+        self.machine.read()
 
     def __call__(self) -> float:
-        """GB/s (powers of ten) of one pass, after a rest."""
+        """GB/s (powers of ten), after a rest."""
         time.sleep(REST_S)
-        begin = time.perf_counter()
-        list(self.pool.map(np.max, self.parts))
-        return self.gigabytes / (time.perf_counter() - begin)
+        return self.machine.read() / 1e9
