@@ -11,7 +11,7 @@ REST_S = 0.3
 
 
 class ReadProbe:
-    """The read of `gemmary bench --roofline`: a buffer far larger than the caches, on as many threads as the peers have."""
+    """The read of `gemmary bench --roofline`, of far more than the caches, on the threads of the peers."""
 
     def __init__(self, threads: int) -> None:
         self.machine = Machine(threads)
