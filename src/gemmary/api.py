@@ -51,12 +51,12 @@ def load(
     (`gemmary pull` does that). engine: "native", "torch" or "reference". threads: None = all cores. dtype: None = as
     stored; "float32" or "bfloat16" for that, whatever is stored (a quantized weight is dequantized exactly). quant:
     None = as stored; "int8" or "int4" quantizes every matrix, the embedding table too. kv_dtype: what keys and values
-    are kept as, "bfloat16", "float32" or "int8" (a scale for each position and head); "auto" = bfloat16, or float32
-    where all weights are. context: tokens of prompt and answer together; None = the model's own, or as much of it as
-    memory has room for, which `Model.notices` then says. draft: a smaller model with the same tokenizer that guesses
-    tokens for this one to check, which changes how soon text comes and never what it is; a name (loaded with the same
-    options) or a loaded model. isa: "scalar", "avx2", "avx512" or "neon" for the native engine's kernels, with the
-    same results; None = the best.
+    are kept as, "bfloat16", "float32" or "int8" (scales for each value and for 32 elements of a key); "auto" =
+    bfloat16, or float32 where all weights are. context: tokens of prompt and answer together; None = the model's own,
+    or as much of it as memory has room for, which `Model.notices` then says. draft: a smaller model with the same
+    tokenizer that guesses tokens for this one to check, which changes how soon text comes and never what it is; a name
+    (loaded with the same options) or a loaded model. isa: "scalar", "avx2", "avx512" or "neon" for the native engine's
+    kernels, with the same results; None = the best.
 
     Raises GemmaryError where something is wrong, missing, or foreseeably larger than the memory.
     """

@@ -125,7 +125,7 @@ def test_no_outputs_asked_for() -> None:
 @pytest.mark.parametrize("capacity", [1, 40, 4000])
 @pytest.mark.parametrize(("kv_dtype", "element"), [("auto", 4), ("float32", 4), ("bfloat16", 2), ("int8", 1)])
 def test_cache_bytes_are_what_a_cache_takes(name: str, capacity: int, kv_dtype: str, element: int) -> None:
-    """4,000 tokens make rings of the windowed layers. int8 has two float32 scales for each position and head."""
+    """4,000 tokens make rings of the windowed layers. int8 has scales: for each value, and 32 elements of a key."""
     config = TINY[name]
     engine = NativeEngine(config, random_leaves(config), kv_dtype=kv_dtype, max_chunk=32)
     told = engine.cache_bytes(capacity)

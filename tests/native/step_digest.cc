@@ -65,7 +65,7 @@ void attention(const StepKernels& kernels, const Shape& shape, Digest& digest) {
   const int per_word = shape.type == KvType::float32 ? 1 : shape.type == KvType::bfloat16 ? 2 : 4, key_words = (shape.head_dim + per_word - 1) / per_word;
   const int64_t blocks = shape.window ? 6 : 19;
   std::vector<int32_t> keys(static_cast<size_t>(blocks * key_words * 16)), values(static_cast<size_t>(blocks * width * 16 / per_word));
-  Floats key_scales(static_cast<size_t>(blocks * 16)), value_scales(key_scales);
+  Floats key_scales(static_cast<size_t>(blocks * ((shape.head_dim + kKeyGroup - 1) / kKeyGroup) * 16)), value_scales(static_cast<size_t>(blocks * 16));
   const KvHead kv = {keys.data(), values.data(), key_scales.data(), value_scales.data(), blocks, shape.head_dim, key_words, width, shape.type};
   const Floats k = random_floats(length * shape.head_dim, 60), v = random_floats(length * shape.head_dim, 61);
   for (int start = 0, rows = 37; start < length; start += rows) {

@@ -15,8 +15,11 @@ TYPES = ["float32", "bfloat16", "int8"]
 HEADS, KV_HEADS = 4, 2
 
 
-def rounded(x: Array, kv_dtype: str) -> Array:
-    """[T, kv_heads, H] as a cache of that type gives it back."""
+def rounded(x: Array, kv_dtype: str, group: int | None = None) -> Array:
+    """[T, kv_heads, H] as a cache of that type gives it back; int8: with a scale for each `group` elements."""
+    if group is not None:
+        parts = [rounded(x[..., i : i + group], kv_dtype) for i in range(0, x.shape[-1], group)]
+        return np.concatenate(parts, axis=-1)
     if kv_dtype == "bfloat16":
         return x.astype(ml_dtypes.bfloat16).astype(np.float32)
     if kv_dtype == "int8":
@@ -56,7 +59,7 @@ class Sequence:
         positions = range(len(self.keys), len(self.keys) + rows)
         seen = np.array([visible(position) for position in positions], np.int32)
         out, _ = self.ops.attention(q, k, v, ([self.cache], (slice(0, rows),)), 0, seen, 0.3, None)
-        self.keys = np.concatenate([self.keys, rounded(k, self.kv_dtype)])
+        self.keys = np.concatenate([self.keys, rounded(k, self.kv_dtype, group=32)])
         self.values = np.concatenate([self.values, rounded(v, self.kv_dtype)])
         want = expected(q, self.keys, self.values, seen, 0.3)
         np.testing.assert_allclose(out.reshape(want.shape), want, rtol=2e-4, atol=2e-4)

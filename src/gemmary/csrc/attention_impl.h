@@ -35,10 +35,13 @@ GEMMARY_INLINE F32x16 widen(I32x16 words) {
   else return to_f32(sar<24>(shl<24 - 8 * kIndex>(words)));
 }
 
-// Columns of words: `run` pieces, `jump` words apart, of `n` vectors one after another; the next column is `column` words on.
+// Columns of words: `run` pieces, `jump` words apart, of `n` vectors one after another (the last piece: `last`); the next column is
+// `column` words on. scales: sixteen for each piece, the next column's `scale_column` on; only where pieces are groups with a scale.
 struct Columns {
   const int32_t* data;
-  int64_t n, run, jump, column;
+  int64_t n, last, run, jump, column;
+  const float* scales;
+  int64_t scale_column;
 };
 
 template <KvType kType, int kIndex, int kRows, int kColumns>
@@ -58,17 +61,19 @@ GEMMARY_INLINE void accumulate_element(const float* a, int64_t a_stride, const I
 }
 
 // sums[j][16 c …] += over i: a[j][i] * element i of column c, one chain in the order of i, for kRows rows j and kColumns columns c.
-template <KvType kType, int kRows, int kColumns>
+// kScaled: one chain for each piece, then sums += that * its scale.
+template <KvType kType, bool kScaled, int kRows, int kColumns>
 GEMMARY_INLINE void accumulate(const float* a, int64_t a_stride, const Columns& b, float* sums, int64_t stride) {
   F32x16 sum[kRows][kColumns];
 #pragma GCC unroll 16
   for (int j = 0; j < kRows; j++)
 #pragma GCC unroll 8
-    for (int c = 0; c < kColumns; c++) sum[j][c] = load(sums + j * stride + c * kLanes);
+    for (int c = 0; c < kColumns; c++) sum[j][c] = kScaled ? zero() : load(sums + j * stride + c * kLanes);
   const int32_t* piece = b.data;
   for (int64_t r = 0; r < b.run; r++, piece += b.jump) {
     const int32_t* at = piece;
-    for (int64_t i = 0; i < b.n; i++, at += kLanes, a += kPerWord<kType>) {
+    const int64_t n = r + 1 < b.run ? b.n : b.last;
+    for (int64_t i = 0; i < n; i++, at += kLanes, a += kPerWord<kType>) {
       I32x16 words[kColumns];
 #pragma GCC unroll 8
       for (int c = 0; c < kColumns; c++) {
@@ -77,7 +82,20 @@ GEMMARY_INLINE void accumulate(const float* a, int64_t a_stride, const Columns& 
       }
       accumulate_element<kType, 0>(a, a_stride, words, sum);
     }
+    if constexpr (kScaled) {
+#pragma GCC unroll 8
+      for (int c = 0; c < kColumns; c++) {
+        const F32x16 scale = load(b.scales + r * kLanes + c * b.scale_column);
+#pragma GCC unroll 16
+        for (int j = 0; j < kRows; j++) {
+          float* to = sums + j * stride + c * kLanes;
+          store(to, fma(sum[j][c], scale, load(to)));
+          sum[j][c] = zero();
+        }
+      }
+    }
   }
+  if constexpr (kScaled) return;
 #pragma GCC unroll 16
   for (int j = 0; j < kRows; j++)
 #pragma GCC unroll 8
@@ -85,28 +103,30 @@ GEMMARY_INLINE void accumulate(const float* a, int64_t a_stride, const Columns& 
 }
 
 // As many columns side by side as keep enough independent chains going for these few rows.
-template <KvType kType, int kRows, int kColumns>
+template <KvType kType, bool kScaled, int kRows, int kColumns>
 GEMMARY_INLINE void accumulate_columns(const float* a, int64_t a_stride, Columns b, int64_t columns, float* sums, int64_t stride) {
-  for (; columns >= kColumns; columns -= kColumns, b.data += kColumns * b.column, sums += kColumns * kLanes)
-    accumulate<kType, kRows, kColumns>(a, a_stride, b, sums, stride);
+  for (; columns >= kColumns; columns -= kColumns, b.data += kColumns * b.column, b.scales += kColumns * b.scale_column, sums += kColumns * kLanes)
+    accumulate<kType, kScaled, kRows, kColumns>(a, a_stride, b, sums, stride);
   if constexpr (kColumns > 1)
-    for (; columns > 0; columns--, b.data += b.column, sums += kLanes) accumulate<kType, kRows, 1>(a, a_stride, b, sums, stride);
+    for (; columns > 0; columns--, b.data += b.column, b.scales += b.scale_column, sums += kLanes)
+      accumulate<kType, kScaled, kRows, 1>(a, a_stride, b, sums, stride);
 }
 
-template <KvType kType>
+template <KvType kType, bool kScaled = false>
 static void accumulate_all(int rows, const float* a, int64_t a_stride, const Columns& b, int64_t columns, float* sums, int64_t stride) {
   for (; rows >= kQueryTile; rows -= kQueryTile, a += kQueryTile * a_stride, sums += kQueryTile * stride)
-    accumulate_columns<kType, kQueryTile, kTileColumns>(a, a_stride, b, columns, sums, stride);
+    accumulate_columns<kType, kScaled, kQueryTile, kTileColumns>(a, a_stride, b, columns, sums, stride);
   for (; rows >= 4; rows -= 4, a += 4 * a_stride, sums += 4 * stride)
-    accumulate_columns<kType, 4, kChains / 4>(a, a_stride, b, columns, sums, stride);
+    accumulate_columns<kType, kScaled, 4, kChains / 4>(a, a_stride, b, columns, sums, stride);
   for (; rows >= 2; rows -= 2, a += 2 * a_stride, sums += 2 * stride)
-    accumulate_columns<kType, 2, kChains / 2>(a, a_stride, b, columns, sums, stride);
-  if (rows) accumulate_columns<kType, 1, kChains>(a, a_stride, b, columns, sums, stride);
+    accumulate_columns<kType, kScaled, 2, kChains / 2>(a, a_stride, b, columns, sums, stride);
+  if (rows) accumulate_columns<kType, kScaled, 1, kChains>(a, a_stride, b, columns, sums, stride);
 }
 
 static void multiply(KvType type, int rows, const float* a, int64_t a_stride, const Columns& b, int64_t columns, float* sums, int64_t stride) {
   if (type == KvType::float32) accumulate_all<KvType::float32>(rows, a, a_stride, b, columns, sums, stride);
   else if (type == KvType::bfloat16) accumulate_all<KvType::bfloat16>(rows, a, a_stride, b, columns, sums, stride);
+  else if (b.scale_column) accumulate_all<KvType::int8, true>(rows, a, a_stride, b, columns, sums, stride);
   else accumulate_all<KvType::int8>(rows, a, a_stride, b, columns, sums, stride);
 }
 
@@ -140,9 +160,7 @@ static Softmax softmax(const AttentionTask& task, float* scores, Blocks blocks, 
   F32x16 largest = masked;
   for (int64_t block = from > blocks.base ? from : blocks.base; block <= to && block < blocks.end; block++) {
     float* at = scores + (block - blocks.base) * kLanes;
-    F32x16 score = load(at);
-    if (coded) score = score * load(kv.key_scales + block % kv.blocks * kLanes);
-    score = score * scales;
+    F32x16 score = load(at) * scales;
     if (task.softcap != 0.0f) score = caps * tanh(score / caps);
     if (block == from || block == to) {
       const I32x16 position = load_i32(kIota) + broadcast_i32(static_cast<int32_t>(block * kLanes));
@@ -183,8 +201,16 @@ static void attend_span(const AttentionTask& task, const float* q, float* scores
   }
   each_run(kv, blocks, kSpanBlocks, [&](int64_t block, int64_t slot, int64_t run) {
     const int64_t words = static_cast<int64_t>(kv.key_words) * kLanes;
-    multiply(kv.type, queries, q, width + kSkew, {kv.keys + slot * words, kv.key_words, 1, 0, words}, run,
-             scores + (block - blocks.base) * kLanes, kScoreStride);
+    Columns keys = {kv.keys + slot * words, kv.key_words, kv.key_words, 1, 0, words, kv.key_scales, 0};
+    if (kv.type == KvType::int8) {
+      keys.n = kKeyGroup / per_word;
+      keys.run = (kv.head_dim + kKeyGroup - 1) / kKeyGroup;
+      keys.last = kv.key_words - (keys.run - 1) * keys.n;
+      keys.jump = keys.n * kLanes;
+      keys.scale_column = keys.run * kLanes;
+      keys.scales += slot * keys.scale_column;
+    }
+    multiply(kv.type, queries, q, width + kSkew, keys, run, scores + (block - blocks.base) * kLanes, kScoreStride);
   });
   for (int j = 0; j < queries; j++) {
     const int32_t* seen = task.visible + 2 * (j / task.heads);
@@ -195,8 +221,8 @@ static void attend_span(const AttentionTask& task, const float* q, float* scores
   // Few queries are done with a block sooner than memory brings the next: they read in the order of memory.
   each_run(kv, blocks, queries < kQueryTile ? 1 : kSpanBlocks, [&](int64_t block, int64_t slot, int64_t run) {
     const int64_t n = kLanes / per_word, column = n * kLanes, words = width / kLanes * column;
-    multiply(kv.type, queries, scores + (block - blocks.base) * kLanes, kScoreStride, {kv.values + slot * words, n, run, words, column},
-             width / kLanes, partials, stride);
+    multiply(kv.type, queries, scores + (block - blocks.base) * kLanes, kScoreStride,
+             {kv.values + slot * words, n, n, run, words, column, kv.value_scales, 0}, width / kLanes, partials, stride);
   });
 }
 
@@ -261,12 +287,14 @@ GEMMARY_INLINE void encode(F32x16 x, F32x16, float* to) { store(to, x); }
 GEMMARY_INLINE void encode(F32x16 x, F32x16, uint16_t* to) { store_bf16(to, x); }
 GEMMARY_INLINE void encode(F32x16 x, F32x16 inverse, int8_t* to) { store_i8(to, to_i32(x * inverse)); }
 
-// What a code of this row is to be multiplied with: 127 stands for the largest. Rows smaller than any real one are 0.
-static float code_scale(const float* x, int n) {
+// What the codes of these numbers are to be multiplied with: 127 stands for the largest. What is smaller than any real one is 0.
+// Returns how many codes are one.
+static float scale_for(const float* x, int64_t n, float* scale) {
   F32x16 largest = zero();
   each_vector(n, [&](int64_t i, int lanes) { largest = max(largest, abs(load_up_to(x + i, lanes))); });
   const float top = reduce_max(largest);
-  return top < 1e-30f ? 0.0f : top / 127.0f;
+  *scale = top < 1e-30f ? 0.0f : top / 127.0f;
+  return top < 1e-30f ? 0.0f : 1.0f / *scale;
 }
 
 template <typename Element>
@@ -277,14 +305,13 @@ static void store_rows(const KvHead& kv, const float* k, const float* v, int64_t
     int32_t* key = kv.keys + block * kv.key_words * kLanes + lane;
     Element* value = reinterpret_cast<Element*>(kv.values) + block * kv.width * kLanes + lane / kEach * kLanes * kEach + lane % kEach;
     float inverse_k = 1.0f, inverse_v = 1.0f;
-    if constexpr (sizeof(Element) == 1) {
-      const float scale_k = code_scale(k, kv.head_dim), scale_v = code_scale(v, kv.head_dim);
-      kv.key_scales[block * kLanes + lane] = scale_k;
-      kv.value_scales[block * kLanes + lane] = scale_v;
-      inverse_k = scale_k > 0.0f ? 1.0f / scale_k : 0.0f;
-      inverse_v = scale_v > 0.0f ? 1.0f / scale_v : 0.0f;
-    }
+    if constexpr (sizeof(Element) == 1) inverse_v = scale_for(v, kv.head_dim, kv.value_scales + block * kLanes + lane);
     each_vector(kv.head_dim, [&](int64_t i, int lanes) {
+      if constexpr (sizeof(Element) == 1) {
+        const int64_t groups = (kv.head_dim + kKeyGroup - 1) / kKeyGroup, left = kv.head_dim - i;
+        float* scale = kv.key_scales + (block * groups + i / kKeyGroup) * kLanes + lane;
+        if (i % kKeyGroup == 0) inverse_k = scale_for(k + i, left < kKeyGroup ? left : kKeyGroup, scale);
+      }
       Element sixteen[kLanes];
       encode(load_up_to(k + i, lanes), broadcast(inverse_k), sixteen);
       for (int j = 0; j < lanes; j += kEach) __builtin_memcpy(key + (i + j) / kEach * kLanes, sixteen + j, 4);

@@ -69,9 +69,11 @@ class Costing {
       }
       read += last - first + 1;
     }
-    const KvType type = step_.caches[0]->head(i.layer, 0).type;
-    const int64_t element = type == KvType::float32 ? 4 : type == KvType::bfloat16 ? 2 : 1, scales = type == KvType::int8 ? 4 * i.kv_heads : 0;
-    cost.cache_bytes = 2 * (read + step_.rows[0]) * (program_.buffers_[i.k].width * element + scales);
+    const KvHead head = step_.caches[0]->head(i.layer, 0);
+    const int64_t element = head.type == KvType::float32 ? 4 : head.type == KvType::bfloat16 ? 2 : 1, head_dim = head.head_dim;
+    // A key has a scale for each of its groups, a value one.
+    const int64_t scales = head.type == KvType::int8 ? 4 * ((head_dim + kKeyGroup - 1) / kKeyGroup + 1) : 0;
+    cost.cache_bytes = (read + step_.rows[0]) * i.kv_heads * (2 * head_dim * element + scales);
     cost.float_operations = 4 * seen * program_.buffers_[i.q].width;
     return cost;
   }

@@ -19,13 +19,13 @@ int64_t blocks_of(int64_t positions, int64_t capacity) { return ceil_div(std::mi
 struct BlockBytes {
   BlockBytes(int head_dim, KvType type)
       : key_words(static_cast<int>(ceil_div(head_dim, 4 / element(type)))), width(static_cast<int>(ceil_div(head_dim, 16) * 16)),
-        keys(int64_t{64} * key_words), values(16 * width * element(type)), scales(type == KvType::int8 ? 64 : 0) {}
+        keys(int64_t{64} * key_words), values(16 * width * element(type)),
+        key_scales(type == KvType::int8 ? 64 * ceil_div(head_dim, kKeyGroup) : 0), value_scales(type == KvType::int8 ? 64 : 0) {}
 
-  int64_t all() const { return keys + values + 2 * scales; }
+  int64_t all() const { return keys + values + key_scales + value_scales; }
 
   int key_words, width;
-  int64_t keys, values;
-  int64_t scales;  // of the keys, and as many of the values
+  int64_t keys, values, key_scales, value_scales;
 
  private:
   static int64_t element(KvType type) { return type == KvType::float32 ? 4 : type == KvType::bfloat16 ? 2 : 1; }
@@ -74,8 +74,8 @@ KvHead KvCache::head(int layer, int head) const {
   KvHead result{};
   result.keys = reinterpret_cast<int32_t*>(part(block.keys));
   result.values = reinterpret_cast<int32_t*>(part(block.values));
-  result.key_scales = reinterpret_cast<float*>(part(block.scales));
-  result.value_scales = reinterpret_cast<float*>(part(block.scales));
+  result.key_scales = reinterpret_cast<float*>(part(block.key_scales));
+  result.value_scales = reinterpret_cast<float*>(part(block.value_scales));
   result.blocks = at.blocks;
   result.head_dim = head_dim_;
   result.key_words = block.key_words;

@@ -9,6 +9,10 @@
 
 namespace gemmary {
 
+// Elements of an int8 key with one scale. Gemma's keys have channels that dwarf the rest: with one scale for the whole key the starter's
+// mean KL is ten times as large. Values need no groups.
+constexpr int64_t kKeyGroup = 32;
+
 enum class KvType : uint8_t { float32, bfloat16, int8 };
 
 // Where one key head's keys and values of one sequence live. Position p is in block (p / 16) mod blocks. Memory is 32-bit words of E
@@ -16,8 +20,8 @@ enum class KvType : uint8_t { float32, bfloat16, int8 };
 struct KvHead {
   int32_t* keys;        // [blocks][key_words][16]: word i of lane j is elements E i … of the block's key j; past head_dim they are 0
   int32_t* values;      // [blocks][width / 16][16 / E][16]: word i of lane j in column c is element 16 c + j of values E i …
-  float* key_scales;    // int8 only: [blocks][16], what a code of the key is to be multiplied with
-  float* value_scales;
+  float* key_scales;    // int8 only: [blocks][ceil(head_dim / kKeyGroup)][16], what a code of a group of the key is multiplied with
+  float* value_scales;  // int8 only: [blocks][16], of the whole value
   int64_t blocks;       // a ring; the whole capacity where the layer is not windowed
   int head_dim;
   int key_words;        // ceil(head_dim / E)

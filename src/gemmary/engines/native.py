@@ -2,8 +2,8 @@
 
 Activations are float32. Weights stay as stored (or become what `dtype` says), packed for the kernels; quantized ones
 meet activations quantized to int8 in groups of 32. Keys and values are bfloat16, or float32 where everything is, or
-int8 with a scale for each position and head where that is asked for. A row's result has the same bits in every batch,
-every chunking and at every number of threads.
+int8 (a scale for each value and for 32 elements of a key) where that is asked for. A row's result has the same bits in
+every batch, every chunking and at every number of threads.
 """
 
 from __future__ import annotations
