@@ -41,7 +41,7 @@ def test_the_public_names_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("function", "parameters"),
     [
-        ("load", ["name", "engine", "threads", "dtype", "quant", "context"]),
+        ("load", ["name", "engine", "threads", "dtype", "quant", "kv_dtype", "context"]),
         ("save", ["model", "path", "format", "dtype", "shard_bytes"]),
         ("Model.generate", ["self", "prompt", "options"]),
         ("Model.stream", ["self", "prompt", "options"]),
