@@ -13,7 +13,7 @@ from gemmary.config import Config
 
 FLOATS = {"bfloat16": 2, "float32": 4}
 """Bytes of a weight."""
-GGUF = ("gemmary", "gemmary-greedy", "llama.cpp")
+GGUF = ("gemmary", "llama.cpp")
 """Peers that read GGUF files, the same one."""
 
 

@@ -127,7 +127,7 @@ def plot(about: dict[str, Any], rows: list[dict[str, Any]], options: argparse.Na
         medians = [row[key]["median"] for row in rows]
         below = [row[key]["median"] - row[key]["min"] for row in rows]
         above = [row[key]["max"] - row[key]["median"] for row in rows]
-        colours = ["#4285f4" if row["peer"].startswith("gemmary") else "#9aa0a6" for row in rows]
+        colours = ["#4285f4" if row["peer"] == "gemmary" else "#9aa0a6" for row in rows]
         axis.barh(labels, medians, xerr=[below, above], color=colours, ecolor="#202124", capsize=2)
         axis.set_title(f"{names[key]}, tokens/s", fontsize=10)
         axis.invert_yaxis()

@@ -36,9 +36,6 @@ class Runner(Protocol):
 class Gemmary:
     """The native engine on a GGUF file or a folder."""
 
-    candidates = 0
-    """How many of the likeliest tokens are wanted exactly; 0: all logits, as of the other peers."""
-
     def __init__(self, path: str, dtype: str | None, context: int, threads: int) -> None:
         from gemmary import __version__
         from gemmary.checkpoints import open_checkpoint
@@ -46,9 +43,7 @@ class Gemmary:
 
         checkpoint = open_checkpoint(Path(path))
         self.engine: Any = open_engine("native", checkpoint.config, checkpoint.lookup, dtype=dtype, threads=threads)
-        if self.candidates:
-            self.engine.bound_head()
-        self.name = f"Gemmary {__version__} ({self.engine.info.device}{', greedy' if self.candidates else ''})"
+        self.name = f"Gemmary {__version__} ({self.engine.info.device})"
         self.context = context
 
     def start(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -67,14 +62,8 @@ class Gemmary:
         from gemmary.batch import Batch, Chunk
 
         chunks = [Chunk(piece, self.length, outputs=outputs) for piece in pieces]
-        self.engine.step(Batch.of(self.engine.config, chunks, self.candidates), self.caches)
+        self.engine.step(Batch.of(self.engine.config, chunks), self.caches)
         self.length += len(pieces[0])
-
-
-class GemmaryGreedy(Gemmary):
-    """The same, asked for the likeliest token only, which is what greedy decoding asks for (docs/output-head.md)."""
-
-    candidates = 1
 
 
 class LlamaCpp:
@@ -223,14 +212,12 @@ class OpenVino:
 
 RUNNERS: dict[str, Callable[[str, str | None, int, int], Runner]] = {
     "gemmary": Gemmary,
-    "gemmary-greedy": GemmaryGreedy,
     "llama.cpp": LlamaCpp,
     "openvino": OpenVino,
     "transformers": Transformers,
 }
 LIBRARIES = {
     "gemmary": ("gemmary.api", "gemmary.engines.native"),
-    "gemmary-greedy": ("gemmary.api", "gemmary.engines.native"),
     "llama.cpp": ("llama_cpp",),
     "openvino": ("openvino",),
     "transformers": ("torch", "transformers.models.gemma2", "transformers.models.gemma3"),

@@ -107,7 +107,7 @@ def test_what_peers_refuses(tiny: Path, arguments: tuple[str, ...], message: str
 
 
 def test_attention() -> None:
-    lines = run("attention.py", "--repeat", "1", "--most", "512", "--bytes", "1", "--threads", "2").splitlines()
+    lines = run("attention.py", "--repeat", "1", "--most", "512", "--bytes", "1", "--threads", "2").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["decode", "prefill", "decode", "prefill", "prefill"] * 3
     assert all("GB/s of" in line or "GFLOP/s" in line for line in lines)
 
@@ -122,7 +122,7 @@ def test_speculation(starter_gguf: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_load(starter_gguf: Path) -> None:
-    found = json.loads(run("load.py", str(starter_gguf), "--peers", "Gemmary", "--repeat", "1", "--json"))
+    found = json.loads(run("load.py", str(starter_gguf), "--peers", "Gemmary", "--repeat", "1", "--json").stdout)
     *stages, total = found["Gemmary"]
     assert [row["stage"] for row in stages][2:] == ["weights", "tokenizer", "first token"]
     assert total["peak"] > starter_gguf.stat().st_size

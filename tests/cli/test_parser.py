@@ -28,7 +28,7 @@ FLAGS = {
     "list": "--all --json",
     "rm": "MODEL --yes",
     "show": "MODEL --json",
-    "verify": "MODEL --against --engine --text --tokens --taps --json --threads --dtype --quant --isa --kv-dtype",
+    "verify": "MODEL --against --engine --text --tokens --taps --json --threads --dtype --quant --kv-dtype --isa",
     "bench": f"MODEL {LOADING} --isa --draft --prefill --decode --repeat --profile --roofline --json",
     "embed": "MODEL --engine --threads --dtype --quant --kv-dtype TEXT --prompt --title --dimensions",
     "convert": "SRC DST --format --dtype",

@@ -148,6 +148,14 @@ def test_what_is_left_out_does_not_depend_on_threads_or_instructions() -> None:
             assert all(same_bits(other(x, k), expected) for other in others)
 
 
+def test_a_large_head_pauses_where_bounding_does_not_pay() -> None:
+    leaf = random_head("normal", 4096 * 16)
+    head, flat = Head(leaf), random_row("normal", 1)
+    steep = np.asarray(leaf.dequantize()[0], np.float32)  # the first row's logit stands out
+    pruned = [check(head(x), head(x, 1), 1) > 0 for x in (steep, flat, steep, steep)]
+    assert pruned == [True, False, False, True]  # after a try that left most panels one step does not try
+
+
 def test_an_engine_with_it() -> None:
     config = replace(TINY["gemma3-q32"], vocab_size=512)
     engine = NativeEngine(config, stored(config, "Q8_0"), threads=2)

@@ -21,6 +21,8 @@ constexpr int64_t kMinTaskBytes = 64 << 10, kMaxTaskBytes = 512 << 10;  // of we
 constexpr int64_t kMostCandidates = 8;      // with more candidates or fewer panels for each, bounding a head costs more than it saves
 constexpr int64_t kPanelsPerCandidate = 16;  // (docs/output-head.md)
 constexpr int64_t kTasksPerHead = 64;
+constexpr int64_t kPanelsWorthAPause = 4096;  // a smaller head takes no time worth a thought
+constexpr int kLongestPause = 64;           // steps
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 size_t align_up(size_t n) { return (n + 63) / 64 * 64; }
@@ -189,11 +191,17 @@ class Executor {
   void* scratch(int thread) const { return program_.scratch_ + static_cast<size_t>(thread) * program_.scratch_stride_; }
 
   // The rows of a lone output that can be among its `candidates` largest, exactly as linear has them, and -inf for the others (head.h).
-  // False if that cannot be told. Every decision rests on values that do not depend on the threads.
+  // False if that cannot be told or would not pay: where many rows are nearly as likely, most panels would be computed after all. Then it
+  // is not tried for a while, up to kLongestPause steps. Every decision rests on values that do not depend on the threads.
   bool largest_rows(const Linear& i, const Activations& x) {
     const PackedView& view = i.weights[0]->view();
     const int64_t panels = view.panels, wanted = step_.candidates;
-    if (wanted > kMostCandidates || wanted * kPanelsPerCandidate > panels || !program_.head_plan_.prepare(x.q)) return false;
+    if (wanted > kMostCandidates || wanted * kPanelsPerCandidate > panels) return false;
+    if (program_.head_pause_ > 0) {
+      program_.head_pause_--;
+      return false;
+    }
+    if (!program_.head_plan_.prepare(x.q)) return false;
     const HeadRow row = program_.head_plan_.row(x.q.data);
     std::vector<float>& largest = program_.head_largest_;
     largest.resize(static_cast<size_t>(panels));
@@ -217,6 +225,11 @@ class Executor {
     }
     std::nth_element(values.begin(), values.begin() + wanted - 1, values.end(), std::greater<>());
     const float threshold = values[wanted - 1];
+    if (panels >= kPanelsWorthAPause && 4 * std::count_if(largest.begin(), largest.end(), [&](float bound) { return bound >= threshold; }) > panels) {
+      program_.head_pause_ = std::min(kLongestPause, 1 << std::min(program_.head_misses_++, 6));
+      return false;
+    }
+    program_.head_misses_ = 0;
     pool_.run(ceil_div(panels, each), [&](int64_t task, int thread) {
       const int64_t end = std::min(panels, (task + 1) * each);
       // Two panels ahead of the one in work are being fetched: their lines are far apart.

@@ -170,6 +170,7 @@ class Program {
   HeadPlan head_plan_;
   std::vector<float> head_largest_, head_values_;  // the highest bound of each panel; logits of the panels computed first
   std::vector<int32_t> head_first_;
+  int head_pause_ = 0, head_misses_ = 0;  // steps that will not try to bound the head; tries in a row that did not pay
 };
 
 }  // namespace gemmary
