@@ -1,5 +1,5 @@
 // The matrix product, y[t, n] = sum over k of weight[n, k] * x[t, k], with the same bits on every instruction set, for any range of
-// rows or panels, in any order: each output is one chain of fused multiply-adds over ascending k.
+// rows or panels, in any order: each output is one chain of fused multiply-adds in an order that k alone decides.
 //   float weights (F32, BF16, F16, widened exactly):  acc = fma(w[k], x[k], acc) for each k
 //   quantized weights and activations: span after span of 1,024 inputs, in each first all groups of 32, then all outliers (activations.h).
 //     A group, with its integer sums exact, x the codes of the activations and xs their scale:
