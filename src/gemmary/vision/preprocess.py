@@ -1,0 +1,106 @@
+"""A picture from anywhere -> RGB -> the square of numbers that a vision tower reads.
+
+Only JPEG, PNG and WebP are decoded, and only after their header has shown that they are not too large. The aspect ratio
+is not kept: PaliGemma was trained on pictures that were squeezed into a square.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gemmary.errors import GemmaryError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Resize = Literal["big_vision", "transformers"]
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 64_000_000
+"""Of a picture, before it is decoded: 192 MB of RGB."""
+
+
+def open_image(source: Any) -> Image:
+    """A picture as RGB, upright.
+
+    source: a path, the bytes of a file, a PIL image, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], uint8 or
+    uint16. EXIF orientation is applied, grey is replicated, a palette is looked up, 16 bits become 8, alpha is dropped.
+
+    Raises GemmaryError, one line, for anything that is not a whole picture of a known format and a sane size.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    called = "the picture"
+    try:
+        if isinstance(source, np.ndarray):
+            image = Image.fromarray(_as_rgb(source))
+        elif isinstance(source, Image.Image):
+            image = source
+        else:
+            if isinstance(source, bytes | bytearray | memoryview):
+                opened: Any = io.BytesIO(source)
+            elif isinstance(source, str | os.PathLike):
+                called, opened = str(source), Path(source)
+            else:
+                raise GemmaryError(f"a picture is a path, bytes, a PIL image or an array, not {type(source).__name__}")
+            image = Image.open(opened, formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise GemmaryError(
+                f"{called} has {image.width:,} x {image.height:,} pixels and {MAX_PIXELS:,} is the most: scale it down"
+            )
+        return _rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise GemmaryError(f"{called} does not exist") from None
+    except UnidentifiedImageError:
+        raise GemmaryError(f"{called} is not a JPEG, PNG or WebP file") from None
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError) as error:
+        raise GemmaryError(f"{called} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def pixels(image: Image, size: int, resize: Resize = "big_vision") -> npt.NDArray[np.float32]:
+    """An RGB picture squeezed into [size, size, 3], float32 in [-1, 1].
+
+    resize: "big_vision" as the checkpoints were trained: bilinear with antialiasing in float32, cut to whole numbers.
+    "transformers": bicubic in 8 bits, as its SigLIP processor does, to the bit.
+    """
+    from PIL import Image
+
+    if resize == "transformers":
+        small = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64)
+        square: npt.NDArray[np.float32] = ((small * (1 / 255)).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
+        return square
+    planes = [np.asarray(plane.convert("F").resize((size, size), Image.Resampling.BILINEAR)) for plane in image.split()]
+    whole = np.floor(np.clip(np.stack(planes, axis=-1), 0, 255))
+    square = whole / np.float32(127.5) - np.float32(1)
+    return square
+
+
+def _rgb(image: Image) -> Image:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
+        from PIL import Image as images
+
+        deep = np.asarray(image, dtype=np.float64).clip(0, 65535)
+        image = images.fromarray(np.round(deep / 257).astype(np.uint8))
+    if image.mode == "P" or image.mode == "PA":
+        image = image.convert("RGBA")  # colours under transparent places are the palette's, not black
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _as_rgb(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """[H, W, 3] uint8 of an array of any accepted shape."""
+    if array.dtype == np.uint16:
+        array = np.round(array / 257).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise GemmaryError(f"a picture as an array is uint8 or uint16, not {array.dtype}")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        raise GemmaryError(f"a picture as an array is [H, W], or [H, W, C] with 1, 3 or 4 channels, not {array.shape}")
+    colours = array[:, :, :3]
+    return np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3)))
