@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gemmary.batch import Batch
-from gemmary.checkpoints.tensors import tensors
+from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.config import Config
 from gemmary.engines import EngineInfo, Logits
 from gemmary.engines.torch_modules import Model, module_of
@@ -57,9 +57,11 @@ class TorchEngine:
             formats[label] = formats.get(label, 0) + prod(leaf.shape) * self.dtype.itemsize
             return leaf
 
-        self.model = Model(config, counted, self.dtype, self.device).eval()
-        dense = [tensor for tensor in tensors(config) if tensor.is_pooled_dense]
-        self.dense = nn.ModuleList(module_of(t, counted, self.dtype, self.device) for t in dense).eval()
+        def make(tensor: Tensor) -> nn.Module:
+            return module_of(tensor, counted, self.dtype, self.device)
+
+        self.model = Model(config, make).eval()
+        self.dense = nn.ModuleList(make(tensor) for tensor in tensors(config) if tensor.is_pooled_dense).eval()
         self.info = EngineInfo("torch", str(self.device), dtype_name, formats, torch.get_num_threads())
 
     def new_cache(self, capacity: int) -> KeyValues:
