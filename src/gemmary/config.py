@@ -12,7 +12,60 @@ from dataclasses import dataclass
 from typing import Literal
 
 LayerType = Literal["global", "local"]
-Family = Literal["gemma", "gemma2", "gemma3", "embeddinggemma"]
+Family = Literal["gemma", "gemma2", "gemma3", "embeddinggemma", "paligemma", "paligemma2"]
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The tower that reads pictures (SigLIP) and what brings its output to the decoder. Sizes are counts of elements.
+
+    The defaults are those of So400m/14, the tower of every released model (spec 3.1).
+    """
+
+    image_size: int
+    """Rows and columns of pixels; a picture of another size is squeezed into this square."""
+    num_layers: int = 27
+    hidden_size: int = 1152
+    num_heads: int = 16
+    intermediate_size: int = 4304
+    patch_size: int = 14
+    layer_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"the tower's width {self.hidden_size} does not divide into {self.num_heads} heads")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"pictures of {self.image_size} pixels do not divide into patches of {self.patch_size}")
+
+    @property
+    def side(self) -> int:
+        """Patches a side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Of a picture; each becomes a token of the decoder."""
+        return self.side**2
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers of a patch: three channels."""
+        return 3 * self.patch_size**2
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def attention_scale(self) -> float:
+        return float(self.head_dim**-0.5)
+
+    @property
+    def parameters(self) -> int:
+        """Patches, positions, layers, final norm; the projection to the decoder is counted apart."""
+        d, f = self.hidden_size, self.intermediate_size
+        layer = 4 * d * d + 2 * d * f + (4 + 1) * d + f + 4 * d
+        return (self.patch_values + 1) * d + self.num_patches * d + self.num_layers * layer + 2 * d
 
 
 @dataclass(frozen=True)
@@ -50,6 +103,9 @@ class Config:
     """False: sqrt(hidden_size) is rounded to bfloat16, as in training (DeepMind's and Hugging Face's code)."""
     pooled_dense: tuple[int, ...] = ()
     """Output widths of the bias-free dense layers after mean pooling (EmbeddingGemma); empty for a decoder."""
+    vision: VisionConfig | None = None
+    prefix_lm: bool = False
+    """A prompt, pictures and text, sees itself whole; what follows is causal (PaliGemma)."""
 
     def __post_init__(self) -> None:
         if len(self.layer_types) != self.num_layers:

@@ -1,4 +1,4 @@
-"""THE tensor table: one row for each tensor of the text models. A loader or a writer of a format is a reader of it.
+"""THE tensor table: one row for each tensor of the models. A loader or a writer of a format is a reader of it.
 
     our name     axes (named after Config)          Hugging Face, after the prefix of §4.1        GGUF
 
@@ -10,6 +10,7 @@ its last bits in GGUF). Linear weights are [out, in] in both formats, and neithe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 
 from gemmary.config import Config, Family
 
@@ -23,6 +24,8 @@ class Row:
     hugging_face: str
     gguf: str
     needs: str = ""
+    bias: bool = False
+    """Beside the weight there is a bias, of the same name but for its ending, one number an output."""
 
     @property
     def is_norm(self) -> bool:
@@ -62,9 +65,30 @@ TABLE: tuple[Row, ...] = (
     Row("final_norm", (_D,), "norm.weight", "output_norm.weight"),
 )
 
+_VD, _VF, _VP, _VN = "vision.hidden_size", "vision.intermediate_size", "vision.patch_values", "vision.num_patches"
+_V, _VL = "vision.", "vision.layers.{i}."
+_TOWER, _BLOCK = "vision_tower.vision_model.", "vision_tower.vision_model.encoder.layers.{i}."
+
+VISION_TABLE: tuple[Row, ...] = (
+    Row(_V + "patch", (_VD, _VP), _TOWER + "embeddings.patch_embedding.weight", "v.patch_embd.weight", bias=True),
+    Row(_V + "position", (_VN, _VD), _TOWER + "embeddings.position_embedding.weight", "v.position_embd.weight"),
+    Row(_VL + "attn_norm", (_VD,), _BLOCK + "layer_norm1.weight", "v.blk.{i}.ln1.weight", bias=True),
+    Row(_VL + "q", (_VD, _VD), _BLOCK + "self_attn.q_proj.weight", "v.blk.{i}.attn_q.weight", bias=True),
+    Row(_VL + "k", (_VD, _VD), _BLOCK + "self_attn.k_proj.weight", "v.blk.{i}.attn_k.weight", bias=True),
+    Row(_VL + "v", (_VD, _VD), _BLOCK + "self_attn.v_proj.weight", "v.blk.{i}.attn_v.weight", bias=True),
+    Row(_VL + "o", (_VD, _VD), _BLOCK + "self_attn.out_proj.weight", "v.blk.{i}.attn_out.weight", bias=True),
+    Row(_VL + "ffn_norm", (_VD,), _BLOCK + "layer_norm2.weight", "v.blk.{i}.ln2.weight", bias=True),
+    Row(_VL + "up", (_VF, _VD), _BLOCK + "mlp.fc1.weight", "v.blk.{i}.ffn_up.weight", bias=True),
+    Row(_VL + "down", (_VD, _VF), _BLOCK + "mlp.fc2.weight", "v.blk.{i}.ffn_down.weight", bias=True),
+    Row(_V + "final_norm", (_VD,), _TOWER + "post_layernorm.weight", "v.post_ln.weight", bias=True),
+    Row(_V + "projector", (_D, _VD), "multi_modal_projector.linear.weight", "mm.0.weight", bias=True),
+)
+"""The tower. A patch embedding is stored as a convolution [D, 3, rows, columns], whose rows flattened are our matrix."""
+
 FAMILY_NAMES: dict[Family, dict[str, str]] = {
     # Gemma 1 has no norm after its branches; Hugging Face calls the one before the MLP "post attention" (trap T16).
     "gemma": {_L + "ffn_norm": _L + "post_attention_layernorm.weight"},
+    "paligemma": {_L + "ffn_norm": _L + "post_attention_layernorm.weight"},
 }
 """Hugging Face names where a family differs from the table."""
 
@@ -83,7 +107,7 @@ VISION_PREFIXES: tuple[str, ...] = (
 )
 """The tensors of a multimodal Gemma 3 that are not its text model."""
 
-PADDED_ROWS: dict[int, int] = {256_128: 256_000, 262_208: 262_144}
+PADDED_ROWS: dict[int, int] = {256_128: 256_000, 257_216: 257_152, 262_208: 262_144}
 """Stored rows of an embedding table -> the tokens among them (trap T17). The others were never trained."""
 
 
@@ -97,22 +121,23 @@ class Tensor:
     hugging_face: str
     """Without a prefix. For a pooled dense layer: its folder and the name inside, joined by a slash."""
     gguf: str
+    bias: bool = False
+    """The leaf is an `Affine` one."""
 
     @property
     def is_pooled_dense(self) -> bool:
         return self.name.startswith("dense.")
 
+    @property
+    def is_vision(self) -> bool:
+        """Of the tower or its projector, whose Hugging Face names have a prefix of their own."""
+        return self.name.startswith("vision.")
+
 
 def tensors(config: Config) -> tuple[Tensor, ...]:
     """Every tensor of a model, in the order of its computation."""
-    found: list[Tensor] = []
-    layer_rows = [row for row in TABLE if "{i}" in row.name]
-    for row in TABLE:
-        if "{i}" not in row.name:
-            found.append(_tensor(config, row, 0))
-        elif row is layer_rows[0]:
-            for i in range(config.num_layers):
-                found += [_tensor(config, r, i) for r in layer_rows if not r.needs or getattr(config, r.needs)]
+    found = _expanded(config, VISION_TABLE, config.vision.num_layers) if config.vision else []
+    found += _expanded(config, TABLE, config.num_layers)
     widths = (config.hidden_size, *config.pooled_dense)
     for i in range(len(config.pooled_dense)):
         shape = (widths[i + 1], widths[i])
@@ -120,7 +145,22 @@ def tensors(config: Config) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
+def _expanded(config: Config, table: tuple[Row, ...], layers: int) -> list[Tensor]:
+    """The rows of a table, those of a layer once for each."""
+    found: list[Tensor] = []
+    layer_rows = [row for row in table if "{i}" in row.name]
+    for row in table:
+        if "{i}" not in row.name:
+            found.append(_tensor(config, row, 0))
+        elif row is layer_rows[0]:
+            for i in range(layers):
+                found += [_tensor(config, r, i) for r in layer_rows if not r.needs or getattr(config, r.needs)]
+    return found
+
+
 def _tensor(config: Config, row: Row, i: int) -> Tensor:
     hugging_face = FAMILY_NAMES.get(config.family, {}).get(row.name, row.hugging_face)
-    shape = tuple(int(getattr(config, axis)) for axis in row.axes)
-    return Tensor(row.name.format(i=i), shape, row.is_norm, hugging_face.format(i=i), row.gguf.format(i=i))
+    shape = tuple(int(attrgetter(axis)(config)) for axis in row.axes)
+    return Tensor(
+        row.name.format(i=i), shape, row.is_norm, hugging_face.format(i=i), row.gguf.format(i=i), bias=row.bias
+    )

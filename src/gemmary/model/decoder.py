@@ -29,6 +29,8 @@ class Step:
     """For each kind of layer [T, 2]: first and last key position that the token sees (`model/masks.py`)."""
     outputs: Any
     """[R] rows of T whose logits are wanted."""
+    pictures: Any = None
+    """None, or ([M] rows of T that are places for pictures, [M, D] what goes there: `model/vision.py`)."""
 
 
 def block(
@@ -47,7 +49,10 @@ def hidden_states(
 
     run_block: `block`, or what an engine wraps around it (a module with hooks, a checkpoint of activations).
     """
-    x = ops.tap("embedding", ops.embed(weights.embed, step.tokens, config.embedding_scale))
+    x = ops.embed(weights.embed, step.tokens, config.embedding_scale)
+    if step.pictures is not None:
+        x = ops.place(x, *step.pictures)
+    x = ops.tap("embedding", x)
     angles = {kind: ops.rope_angles(step.positions, config.rope_frequencies(kind)) for kind in config.kinds}
     for index, kind in enumerate(config.layer_types):
         w = weights.layer(index)

@@ -21,7 +21,10 @@ class Leaves:
         return self._lookup(self._prefix + name)
 
     def layer(self, index: int) -> Leaves:
-        return Leaves(self._lookup, f"layers.{index}.")
+        return Leaves(self._lookup, f"{self._prefix}layers.{index}.")
+
+    def vision(self) -> Leaves:
+        return Leaves(self._lookup, "vision.")
 
     def dense(self, index: int) -> Any:
         return self._lookup(f"dense.{index}")

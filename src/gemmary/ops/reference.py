@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gemmary.quantize.leaves import Leaf
+from gemmary.quantize.leaves import Affine, Leaf
 
 Array = npt.NDArray[Any]
 
@@ -52,12 +52,19 @@ class ReferenceOps:
         return result
 
     def linear(self, x: Array, weight: Leaf) -> Array:
-        return x @ self._dense(weight).T
+        result: Array = x @ self._dense(weight).T
+        return result + weight.bias.astype(self.dtype) if isinstance(weight, Affine) else result
 
     def rms_norm(self, x: Array, weight: Leaf, eps: float) -> Array:
         mean_square = np.mean(x * x, axis=-1, keepdims=True)
         result: Array = x / np.sqrt(mean_square + self.dtype(eps)) * (1 + self._dense(weight))
         return result
+
+    def layer_norm(self, x: Array, weight: Affine, eps: float) -> Array:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = np.mean(centred * centred, axis=-1, keepdims=True)
+        result: Array = centred / np.sqrt(variance + self.dtype(eps)) * self._dense(weight)
+        return result + weight.bias.astype(self.dtype)
 
     def split_heads(self, x: Array, heads: int) -> Array:
         return x.reshape(x.shape[0], heads, -1)
@@ -104,8 +111,16 @@ class ReferenceOps:
         return out.reshape(out.shape[0], -1), cache
 
     def geglu(self, gate: Array, up: Array) -> Array:
-        inner = self.dtype(np.sqrt(2 / np.pi)) * (gate + self.dtype(0.044715) * gate**3)
-        result: Array = self.dtype(0.5) * gate * (1 + np.tanh(inner)) * up
+        return self.gelu(gate) * up
+
+    def gelu(self, x: Array) -> Array:
+        inner = self.dtype(np.sqrt(2 / np.pi)) * (x + self.dtype(0.044715) * x**3)
+        result: Array = self.dtype(0.5) * x * (1 + np.tanh(inner))
+        return result
+
+    def place(self, x: Array, rows: Array, values: Array) -> Array:
+        result = x.copy()
+        result[rows] = values
         return result
 
     def add(self, x: Array, y: Array) -> Array:

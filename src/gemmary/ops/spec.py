@@ -21,7 +21,7 @@ class Ops(Protocol):
         ...
 
     def linear(self, x: Any, weight: Any) -> Any:
-        """[T, I] times the transpose of weight [O, I] -> [T, O]. No bias. Products are summed in float32 (integers
+        """[T, I] times the transpose of weight [O, I] -> [T, O], plus the bias where the leaf has one. Products are summed in float32 (integers
         exactly, where both sides are integers). The logits of a bfloat16 engine are left in float32."""
         ...
 
@@ -30,6 +30,11 @@ class Ops(Protocol):
 
         `weight` is zero-centred, as trained; formats that store 1 + weight are converted when they are read.
         """
+        ...
+
+    def layer_norm(self, x: Any, weight: Any, eps: float) -> Any:
+        """[T, D]: (x - mean) / sqrt(variance + eps) * scale + shift over the last axis, float32 inside; the leaf has
+        both. The variance is that of the D values (divided by D)."""
         ...
 
     def split_heads(self, x: Any, heads: int) -> Any:
@@ -72,6 +77,14 @@ class Ops(Protocol):
 
         Always the tanh form, whatever a checkpoint's `hidden_act` says: no Gemma was trained with another.
         """
+        ...
+
+    def gelu(self, x: Any) -> Any:
+        """[T, F]: gelu(x) in the tanh form, as in `geglu`, float32 inside."""
+        ...
+
+    def place(self, x: Any, rows: Any, values: Any) -> Any:
+        """[T, D] with the rows [M] of it replaced by values [M, D], rounded once to the activation dtype."""
         ...
 
     def add(self, x: Any, y: Any) -> Any:

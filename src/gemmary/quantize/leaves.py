@@ -154,6 +154,38 @@ class Packed:
         return _core.unpack(self.format, *self.shape, self.panels, index)
 
 
+@dataclass(frozen=True)
+class Affine:
+    """A weight with a bias [rows], or a LayerNorm's scale [n] with its shift. As a leaf it is the weight."""
+
+    weight: Leaf
+    bias: npt.NDArray[np.float32]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    @property
+    def format(self) -> str:
+        return self.weight.format
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        return self.weight.dequantize()
+
+    def rows(self, index: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
+        return self.weight.rows(index)
+
+    def stored(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        return self.weight.stored(start, stop)
+
+    def release(self, start: int, stop: int) -> None:
+        self.weight.release(start, stop)
+
+
 def slices(leaf: Leaf) -> Iterator[tuple[int, int]]:
     """First and last (exclusive) of consecutive rows that together are the weight: whole panels, a bounded number of
     weights at a time, so that loading and writing never need the model twice."""

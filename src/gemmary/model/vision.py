@@ -1,0 +1,48 @@
+"""The tower that reads pictures, and its projection to the decoder's width: SigLIP, as PaliGemma has it.
+
+Axes: P patches of all pictures of the call, C the tower's width, N heads, H head_dim, F intermediate_size, D the
+decoder's width. A picture's patches lie in a row, line by line, and see each other and no other picture's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gemmary.config import Config, VisionConfig
+from gemmary.model.leaves import Leaves
+from gemmary.ops.spec import Ops
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What one call of the tower is fed: arrays of the engine, or their names while the engine traces."""
+
+    patches: Any
+    """[P, 3 * rows * columns] pixel values in [-1, 1], a patch's channels one after the other."""
+    positions: Any
+    """[P] place of each patch in its picture, from 0, line by line."""
+    visible: Any
+    """[P, 2] first and last patch that each sees: those of its picture."""
+
+
+def embeddings(ops: Ops, config: Config, weights: Leaves, pictures: Pictures, cache: Any) -> Any:
+    """Pictures as tokens of the decoder [P, D], to be put in the place of placeholders, unscaled."""
+    vision = config.vision
+    assert vision is not None
+    w = weights.vision()
+    x = ops.add(ops.linear(pictures.patches, w.patch), ops.embed(w.position, pictures.positions, 1.0))
+    for index in range(vision.num_layers):
+        x, cache = block(ops, vision, w.layer(index), index, x, pictures.visible, cache)
+    x = ops.layer_norm(x, w.final_norm, vision.layer_norm_eps)
+    return ops.tap("vision.embeddings", ops.linear(ops.tap("vision.hidden", x), w.projector))
+
+
+def block(ops: Ops, vision: VisionConfig, w: Leaves, index: int, x: Any, visible: Any, cache: Any) -> tuple[Any, Any]:
+    """One layer: attention and MLP, each of the normalised stream and added to it. [P, C]"""
+    normed = ops.layer_norm(x, w.attn_norm, vision.layer_norm_eps)
+    q_PNH, k_PNH, v_PNH = (ops.split_heads(ops.linear(normed, each), vision.num_heads) for each in (w.q, w.k, w.v))
+    out, cache = ops.attention(q_PNH, k_PNH, v_PNH, cache, index, visible, vision.attention_scale, None)
+    x = ops.add(x, ops.linear(out, w.o))
+    inner = ops.gelu(ops.linear(ops.layer_norm(x, w.ffn_norm, vision.layer_norm_eps), w.up))
+    return ops.tap(f"vision.layers.{index}.out", ops.add(x, ops.linear(inner, w.down))), cache
