@@ -10,8 +10,11 @@ import numpy.typing as npt
 
 from gemmary.config import Config, LayerType
 from gemmary.model.masks import visible
+from gemmary.model.vision import Pictures
 
 Int32 = npt.NDArray[np.int32]
+Pixels = npt.NDArray[np.float32]
+"""[pictures, rows, columns, 3] in [-1, 1] (`vision/preprocess.py`)."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,14 @@ class Chunk:
     tokens: ids. start: position of the first of them; the sequence's cache holds exactly `start` tokens before this.
     prefix: how many tokens at the start of the sequence see each other (0: causal). A prefix must lie in one chunk.
     outputs: rows of this chunk whose logits are wanted ("last", "all" or "none").
+    pictures: [M, D] what stands in the place of those of its tokens that are `config.image_token_id`, in their order.
     """
 
     tokens: Sequence[int]
     start: int = 0
     prefix: int = 0
     outputs: str = "last"
+    pictures: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Batch:
     outputs: Int32
     sequences: tuple[slice, ...]
     """Rows of each sequence, in the order of the caches that go with this batch."""
+    pictures: tuple[Int32, npt.NDArray[np.float32]] | None = None
+    """([M] rows in which pictures stand, whose tokens are 0; [M, D] what stands there: `Engine.see`)."""
     candidates: int = 0
     """0: every logit is wanted. k: of each row only the k largest (and those tied with the last of them) are; an engine
     may put -inf in place of any other."""
@@ -68,11 +75,35 @@ class Batch:
             window = config.window(kind)
             pairs = [visible(p, n, window, config.bidirectional) for p, n in zip(positions, prefixes, strict=True)]
             seen[kind] = np.array(pairs, dtype=np.int32).reshape(-1, 2)
+        ids = np.array(tokens, dtype=np.int32)
+        pictures = [chunk.pictures for chunk in chunks if chunk.pictures is not None]
+        places = np.flatnonzero(ids == config.image_token_id).astype(np.int32) if config.vision else ids[:0]
+        ids[places] = 0
+        if len(places) != sum(map(len, pictures)):
+            raise ValueError(f"{len(places)} places for pictures' tokens, {sum(map(len, pictures))} such tokens")
         return cls(
-            np.array(tokens, dtype=np.int32),
+            ids,
             np.array(positions, dtype=np.int32),
             seen,
             np.array(outputs, dtype=np.int32),
             tuple(sequences),
+            (places, np.concatenate(pictures)) if pictures else None,
             candidates,
         )
+
+
+def patches(config: Config, pixels: Pixels) -> tuple[Pictures, tuple[slice, ...]]:
+    """Pictures cut into what the tower is fed, and the rows of each picture's patches.
+
+    Raises ValueError where the pictures are not of the tower's size.
+    """
+    vision = config.vision
+    if vision is None or pixels.shape[1:] != (vision.image_size, vision.image_size, 3):
+        raise ValueError(f"pixels of shape {pixels.shape} do not fit {vision}")
+    count, side, edge = len(pixels), vision.side, vision.patch_size
+    cut = pixels.reshape(count, side, edge, side, edge, 3).transpose(0, 1, 3, 5, 2, 4)
+    rows = tuple(slice(i * vision.num_patches, (i + 1) * vision.num_patches) for i in range(count))
+    positions = np.tile(np.arange(vision.num_patches, dtype=np.int32), count)
+    # The tower keeps keys and values of each picture apart, so positions of keys begin at 0 in each.
+    seen = np.tile(np.array([0, vision.num_patches - 1], dtype=np.int32), (len(positions), 1))
+    return Pictures(cut.reshape(-1, vision.patch_values), positions, seen), rows

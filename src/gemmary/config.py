@@ -138,6 +138,11 @@ class Config:
         return tuple(theta ** (-2 * i / self.head_dim) / factor for i in range(self.head_dim // 2))
 
     @property
+    def image_token_id(self) -> int:
+        """The placeholder of a picture's token: the first id that is no row of the table (PaliGemma, spec 2.8)."""
+        return self.vocab_size
+
+    @property
     def kinds(self) -> tuple[LayerType, ...]:
         """The layer types that occur, each once."""
         return tuple(dict.fromkeys(self.layer_types))

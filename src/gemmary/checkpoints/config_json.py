@@ -6,15 +6,17 @@ What is written is 4's dialect plus `layer_types`: that of the official folders,
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from gemmary.checkpoints.fields import Fields, periodic, show
 from gemmary.checkpoints.tensors import PADDED_ROWS
-from gemmary.config import Config, Family, LayerType
+from gemmary.config import Config, Family, LayerType, VisionConfig
 from gemmary.errors import GemmaryError
 from gemmary.zoo import alternating
 
 MODEL_TYPES: dict[str, Family] = {"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3", "gemma3": "gemma3"}
+_PALIGEMMA: dict[str, Family] = {"gemma": "paligemma", "gemma2": "paligemma2"}
 _ARCHITECTURES: dict[Family, tuple[str, str]] = {
     "gemma": ("gemma", "GemmaForCausalLM"),
     "gemma2": ("gemma2", "Gemma2ForCausalLM"),
@@ -65,6 +67,8 @@ def read_config(data: dict[str, Any], notices: list[str]) -> Config:
     Raises GemmaryError for another kind of model, a key of the wrong type or range, or an option that no Gemma has.
     """
     model_type = data.get("model_type")
+    if model_type == "paligemma":
+        return _paligemma(data, notices)
     if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise GemmaryError(f"config.json is of model_type {show(model_type)}: only {known} can be read")
@@ -110,6 +114,40 @@ def read_config(data: dict[str, Any], notices: list[str]) -> Config:
         qk_norm=family == "gemma3",
         bidirectional=bidirectional,
         rms_norm_eps=get.number("rms_norm_eps", 1e-6),
+    )
+
+
+def _paligemma(data: dict[str, Any], notices: list[str]) -> Config:
+    """The decoder as big_vision runs it: no window and no cap of the logits, whatever the file copied from Gemma 2 (spec
+    3.7; the cap moves no greedy token)."""
+    text, seen = data.get("text_config"), data.get("vision_config")
+    if not isinstance(text, dict) or not isinstance(seen, dict) or text.get("model_type") not in _PALIGEMMA:
+        raise GemmaryError("config.json: text_config (gemma or gemma2) or vision_config is missing")
+    ids = {"vocab_size": 257_216, **{k: v for k, v in text.items() if v is not None}}
+    decoder = read_config({**ids, "model_type": text["model_type"], "use_bidirectional_attention": None}, notices)
+    get = Fields("config.json", {k: v for k, v in seen.items() if v is not None}, "")
+    try:
+        vision = VisionConfig(
+            image_size=get.size("image_size", 224, most=4096),
+            num_layers=get.size("num_hidden_layers", 27, most=1024),
+            hidden_size=get.size("hidden_size", 1152),
+            num_heads=get.size("num_attention_heads", 16),
+            intermediate_size=get.size("intermediate_size", 4304),
+            patch_size=get.size("patch_size", 14, most=1024),
+            layer_norm_eps=get.number("layer_norm_eps", 1e-6),
+        )
+    except ValueError as error:
+        raise GemmaryError(f"config.json: {error}") from None
+    if decoder.sliding_window or decoder.final_logit_softcap:
+        notices.append("config.json's sliding window and cap of the logits are Gemma 2's: PaliGemma 2 runs without")
+    return replace(
+        decoder,
+        family=_PALIGEMMA[text["model_type"]],
+        layer_types=periodic(1, decoder.num_layers),
+        sliding_window=None,
+        final_logit_softcap=None,
+        vision=vision,
+        prefix_lm=True,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,9 @@ from gemmary.checkpoints.config_json import read_config
 from gemmary.checkpoints.json_files import read_json
 from gemmary.checkpoints.pooling import open_pooling
 from gemmary.checkpoints.safetensors import DTYPES, Entry, SafetensorsFile, show
-from gemmary.checkpoints.tensors import HEADS, PADDED_ROWS, PREFIXES, VISION_PREFIXES, Tensor, tensors
+from gemmary.checkpoints.tensors import HEADS, PADDED_ROWS, PREFIXES, TOWERS, VISION_PREFIXES, Tensor, tensors
 from gemmary.errors import GemmaryError
-from gemmary.quantize.leaves import Dense, Leaf
+from gemmary.quantize.leaves import Affine, Dense, Leaf
 
 if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
@@ -43,18 +44,23 @@ def open_folder(path: Path, name: str | None = None) -> Checkpoint:
     stored = _open_files(path)
     prefix = _find_prefix(path, stored)
     table = [t for t in tensors(config) if not t.is_pooled_dense]
-    names = {prefix + t.hugging_face: t for t in table}
-    missing = [n for n in names if n not in stored]
+    names = {_prefix_of(t, prefix, stored) + t.hugging_face: t for t in table}
+    biases = {_bias(n): t for n, t in names.items() if t.bias}
+    missing = [n for n in (*names, *biases) if n not in stored]
     if missing:
         raise GemmaryError(f"{path} lacks {_some(missing)}")
-    _account_for_others(path, stored, names, data.get("model_type") == "gemma3", notices)
+    _account_for_others(path, stored, names | biases, data.get("model_type") == "gemma3", notices)
     for stored_name, tensor in names.items():
         _check_tensor(path, stored_name, stored[stored_name].entries[stored_name], tensor)
+    for stored_name, tensor in biases.items():
+        _check_shape(path, stored_name, stored[stored_name].entries[stored_name], tensor.shape[:1])
     _check_heads(path, stored, prefix + table[0].hugging_face)
     if any(stored[n].entries[n].dtype == "F16" for n in names):
         notices.append("weights stored as float16 are computed in bfloat16 or float32: Gemma overflows float16")
 
-    found: dict[str, Callable[[], Leaf]] = {t.name: partial(_leaf, stored[n], n, t) for n, t in names.items()}
+    found: dict[str, Callable[[], Leaf]] = {
+        t.name: partial(_affine, stored, n, t) if t.bias else partial(_leaf, stored[n], n, t) for n, t in names.items()
+    }
     found |= {t.name: partial(_leaf, pooling[t.name], "linear.weight", t) for t in tensors(config) if t.name in pooling}
     return Checkpoint(
         path, "safetensors", config, name or path.resolve().name, found, partial(open_tokenizer, path),
@@ -89,7 +95,18 @@ def open_tokenizer(path: Path) -> Tokenizer:
 
 def _leaf(file: SafetensorsFile, stored_name: str, tensor: Tensor) -> Leaf:
     array = file.array(stored_name)
-    return Dense(array.astype(np.float32) if tensor.is_norm else array[: tensor.shape[0]])
+    if tensor.is_norm:
+        return Dense(array.astype(np.float32))
+    return Dense(array[: tensor.shape[0]].reshape(tensor.shape))
+
+
+def _affine(stored: Stored, stored_name: str, tensor: Tensor) -> Leaf:
+    bias = _bias(stored_name)
+    return Affine(_leaf(stored[stored_name], stored_name, tensor), stored[bias].array(bias).astype(np.float32))
+
+
+def _bias(stored_name: str) -> str:
+    return stored_name.removesuffix(".weight") + ".bias"
 
 
 def _open_files(path: Path) -> Stored:
@@ -129,6 +146,16 @@ def _find_prefix(path: Path, stored: Stored) -> str:
     return found[0]
 
 
+def _prefix_of(tensor: Tensor, decoder: str, stored: Stored) -> str:
+    """What stands before the name of a tensor, where `decoder` stands before those of the decoder."""
+    if tensor.is_tower:
+        found = [tower for tower in TOWERS if tower + "embeddings.patch_embedding.weight" in stored]
+        return found[0] if found else TOWERS[0]
+    if tensor.is_projector:
+        return "model." if "model." + tensor.hugging_face in stored else ""
+    return decoder
+
+
 def _account_for_others(
     path: Path, stored: Stored, names: dict[str, Tensor], multimodal: bool, notices: list[str]
 ) -> None:
@@ -143,13 +170,19 @@ def _account_for_others(
 
 
 def _check_tensor(path: Path, name: str, entry: Entry, tensor: Tensor) -> None:
+    shape = tensor.shape
+    if tensor.name == "embed" and entry.shape and PADDED_ROWS.get(entry.shape[0]) == tensor.shape[0]:
+        shape = (entry.shape[0], *tensor.shape[1:])  # the other rows are no tokens
+    if tensor.name == "vision.patch" and len(entry.shape) == 4 and entry.shape[1] == 3:
+        shape = (tensor.shape[0], *entry.shape[1:]) if prod(entry.shape[1:]) == tensor.shape[1] else shape
+    _check_shape(path, name, entry, shape)
+
+
+def _check_shape(path: Path, name: str, entry: Entry, shape: tuple[int, ...]) -> None:
     if entry.dtype not in DTYPES:
         raise GemmaryError(f"{path}: {show(name)} is {entry.dtype}; weights are read as {', '.join(DTYPES)} only")
-    rows = entry.shape[0] if entry.shape else 0
-    if tensor.name == "embed" and PADDED_ROWS.get(rows) == tensor.shape[0]:
-        rows = tensor.shape[0]  # the other rows are no tokens
-    if (rows, *entry.shape[1:]) != tensor.shape:
-        raise GemmaryError(f"{path}: {show(name)} has shape {entry.shape}, but config.json means {tensor.shape}")
+    if entry.shape != shape:
+        raise GemmaryError(f"{path}: {show(name)} has shape {entry.shape}, but config.json means {shape}")
 
 
 def _check_heads(path: Path, stored: Stored, embedding: str) -> None:

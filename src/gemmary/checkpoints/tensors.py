@@ -67,11 +67,11 @@ TABLE: tuple[Row, ...] = (
 
 _VD, _VF, _VP, _VN = "vision.hidden_size", "vision.intermediate_size", "vision.patch_values", "vision.num_patches"
 _V, _VL = "vision.", "vision.layers.{i}."
-_TOWER, _BLOCK = "vision_tower.vision_model.", "vision_tower.vision_model.encoder.layers.{i}."
+_BLOCK = "encoder.layers.{i}."
 
 VISION_TABLE: tuple[Row, ...] = (
-    Row(_V + "patch", (_VD, _VP), _TOWER + "embeddings.patch_embedding.weight", "v.patch_embd.weight", bias=True),
-    Row(_V + "position", (_VN, _VD), _TOWER + "embeddings.position_embedding.weight", "v.position_embd.weight"),
+    Row(_V + "patch", (_VD, _VP), "embeddings.patch_embedding.weight", "v.patch_embd.weight", bias=True),
+    Row(_V + "position", (_VN, _VD), "embeddings.position_embedding.weight", "v.position_embd.weight"),
     Row(_VL + "attn_norm", (_VD,), _BLOCK + "layer_norm1.weight", "v.blk.{i}.ln1.weight", bias=True),
     Row(_VL + "q", (_VD, _VD), _BLOCK + "self_attn.q_proj.weight", "v.blk.{i}.attn_q.weight", bias=True),
     Row(_VL + "k", (_VD, _VD), _BLOCK + "self_attn.k_proj.weight", "v.blk.{i}.attn_k.weight", bias=True),
@@ -80,7 +80,7 @@ VISION_TABLE: tuple[Row, ...] = (
     Row(_VL + "ffn_norm", (_VD,), _BLOCK + "layer_norm2.weight", "v.blk.{i}.ln2.weight", bias=True),
     Row(_VL + "up", (_VF, _VD), _BLOCK + "mlp.fc1.weight", "v.blk.{i}.ffn_up.weight", bias=True),
     Row(_VL + "down", (_VD, _VF), _BLOCK + "mlp.fc2.weight", "v.blk.{i}.ffn_down.weight", bias=True),
-    Row(_V + "final_norm", (_VD,), _TOWER + "post_layernorm.weight", "v.post_ln.weight", bias=True),
+    Row(_V + "final_norm", (_VD,), "post_layernorm.weight", "v.post_ln.weight", bias=True),
     Row(_V + "projector", (_D, _VD), "multi_modal_projector.linear.weight", "mm.0.weight", bias=True),
 )
 """The tower. A patch embedding is stored as a convolution [D, 3, rows, columns], whose rows flattened are our matrix."""
@@ -95,6 +95,9 @@ FAMILY_NAMES: dict[Family, dict[str, str]] = {
 PREFIXES: tuple[str, ...] = ("model.", "", "language_model.model.", "model.language_model.")
 """What may stand before the table's Hugging Face names: decoders; EmbeddingGemma; the text part of a multimodal Gemma 3
 on the Hub; the same, saved again by transformers >= 4.52."""
+
+TOWERS: tuple[str, ...] = ("vision_tower.vision_model.", "vision_tower.", "model.vision_tower.vision_model.")
+"""What may stand before the names of the tower: on the Hub; saved by transformers 5; saved by transformers >= 4.52."""
 
 HEADS: tuple[str, ...] = ("lm_head.weight", "language_model.lm_head.weight")
 """A tied head that was stored all the same: it must equal the embedding table."""
@@ -129,9 +132,13 @@ class Tensor:
         return self.name.startswith("dense.")
 
     @property
-    def is_vision(self) -> bool:
-        """Of the tower or its projector, whose Hugging Face names have a prefix of their own."""
-        return self.name.startswith("vision.")
+    def is_tower(self) -> bool:
+        """Of the tower, whose Hugging Face names have a prefix of their own."""
+        return self.name.startswith("vision.") and not self.is_projector
+
+    @property
+    def is_projector(self) -> bool:
+        return self.name == "vision.projector"
 
 
 def tensors(config: Config) -> tuple[Tensor, ...]:

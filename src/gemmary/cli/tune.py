@@ -24,7 +24,9 @@ def add(commands: Any) -> None:
     )
     command = parser.command(commands, "tune", run, "tune a model on rows of data (LoRA, QLoRA, full)", details)
     add_options(command, Settings)
-    command.add_argument("--preview", type=parser.count, metavar="N", help="show N rows as the model sees them, and end")
+    command.add_argument(
+        "--preview", type=parser.count, metavar="N", help="show N rows as the model sees them, and end"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -66,9 +68,11 @@ def describe(result: Result, settings: Settings) -> str:
     if result.stopped_early:
         lines[0] += f"; ended early after {settings.patience} measurements without a better one"
     if result.best_val_loss is not None:
-        lines.append(f"validation loss {result.first_val_loss:.4f} before, {result.best_val_loss:.4f} at its best, step {result.best_step:,}")
+        lines.append(
+            f"validation loss {result.first_val_loss:.4f} before, {result.best_val_loss:.4f} at its best, step {result.best_step:,}"
+        )
     if result.test_loss is not None:
         lines.append(f"test loss {result.test_loss:.4f}")
     way = f"gemmary run {settings.model} --adapter {result.folder}"
-    lines.append(f"try it: {way if settings.method != 'full' else f'gemmary run {result.folder}'} \"...\"")
+    lines.append(f'try it: {way if settings.method != "full" else f"gemmary run {result.folder}"} "..."')
     return "\n".join(lines)

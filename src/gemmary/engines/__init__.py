@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gemmary.batch import Batch
+from gemmary.batch import Batch, Pixels
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
 from gemmary.quantize.leaves import Leaf
@@ -67,6 +67,10 @@ class Engine(Protocol):
 
         `taps`, where given, receives every named intermediate as float32 [T or R, width].
         """
+        ...
+
+    def see(self, pixels: Pixels, taps: dict[str, Logits] | None = None) -> Logits:
+        """Pictures as tokens [pictures * patches, D], float32: what a batch puts in their places."""
         ...
 
     def embed(self, batch: Batch, taps: dict[str, Logits] | None = None) -> Logits:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from gemmary.batch import Batch
+from gemmary.batch import Batch, Pixels, patches
 from gemmary.config import Config
 from gemmary.engines import EngineInfo, Logits
 from gemmary.errors import GemmaryError
-from gemmary.model import decoder
+from gemmary.model import decoder, vision
 from gemmary.model.leaves import Leaves
 from gemmary.ops.reference import ReferenceOps, SequenceCache, StepCache
 from gemmary.quantize.leaves import Leaf
@@ -38,11 +38,17 @@ class ReferenceEngine:
             if batch.positions[rows.start] != held:
                 raise ValueError(f"tokens at {batch.positions[rows.start]}, cache holds {held}")
         ops = ReferenceOps(taps=taps)
-        step = decoder.Step(batch.tokens, batch.positions, dict(batch.visible), batch.outputs)
+        step = decoder.Step(batch.tokens, batch.positions, dict(batch.visible), batch.outputs, batch.pictures)
         cache = StepCache(caches, batch.sequences)
         hidden, _ = decoder.hidden_states(ops, self.config, self.weights, step, cache)
         result: Logits = decoder.logits(ops, self.config, self.weights, step, hidden)
         return result
+
+    def see(self, pixels: Pixels, taps: dict[str, Logits] | None = None) -> Logits:
+        fed, rows = patches(self.config, pixels)
+        cache = StepCache([SequenceCache() for _ in rows], rows)
+        tokens: Logits = vision.embeddings(ReferenceOps(taps=taps), self.config, self.weights, fed, cache)
+        return tokens
 
     def embed(self, batch: Batch, taps: dict[str, Logits] | None = None) -> Logits:
         ops = ReferenceOps(taps=taps)

@@ -23,7 +23,7 @@ class Pictures:
     positions: Any
     """[P] place of each patch in its picture, from 0, line by line."""
     visible: Any
-    """[P, 2] first and last patch that each sees: those of its picture."""
+    """[P, 2] first and last place that each sees: all of its own picture."""
 
 
 def embeddings(ops: Ops, config: Config, weights: Leaves, pictures: Pictures, cache: Any) -> Any:

@@ -173,9 +173,7 @@ class Fit:
         tokens_per_s: float | None = None,
     ) -> Line:
         state = self.state
-        return Line(
-            state.step, loss, val_loss, rate, norm, state.tokens, tokens_per_s, peak_rss_bytes(), self.seconds
-        )
+        return Line(state.step, loss, val_loss, rate, norm, state.tokens, tokens_per_s, peak_rss_bytes(), self.seconds)
 
     def _save(self) -> None:
         files = capture(self.trained, self.optimizer)

@@ -70,9 +70,7 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
             return flops / seconds / ceiling
 
         fixed = _fixed(settings, checkpoint, device, dtype, {"data": data.train, "validation": data.valid})
-        fit = Fit(
-            model, settings, batches, held_out[0], folder=out, fixed=fixed, progress=progress, share=share
-        )
+        fit = Fit(model, settings, batches, held_out[0], folder=out, fixed=fixed, progress=progress, share=share)
         with atomic_file(out / CONFIG) as file:
             file.write(dataclasses.replace(settings, resume=False).to_yaml().encode())
         progress.begin(_overview(fit, model, settings, checkpoint, device, dtype))

@@ -1,0 +1,165 @@
+"""PaliGemma 1 and 2 against transformers: folders that it saved, pictures, ragged prompts, decoding after a prefix."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gemmary.batch import Batch, Chunk
+from gemmary.checkpoints import Checkpoint, open_checkpoint
+from gemmary.config import Config
+from gemmary.zoo import alternating
+from tests.parity.peers import torch, transformers
+from tests.runs import FLOAT32, Array, Precision, relative_error
+
+SIZE = 12
+"""Of the pictures: 3 x 3 patches of 4 x 4 pixels."""
+PATCHES = 9
+VOCABULARY = 120
+
+each_engine = pytest.mark.parametrize("precision", FLOAT32[:1], ids=lambda p: p.name)
+each_generation = pytest.mark.parametrize("generation", ["gemma", "gemma2"])
+
+
+@pytest.fixture(scope="module")
+def peers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Path]]:
+    """A tiny model of each generation, and the folder that it was saved in."""
+    made = {}
+    for generation in ("gemma", "gemma2"):
+        text: dict[str, Any] = {
+            "model_type": generation,
+            "vocab_size": VOCABULARY,
+            "hidden_size": 36,
+            "intermediate_size": 50,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 10,
+            "max_position_embeddings": 64,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 60.0},
+        }
+        if generation == "gemma2":
+            text |= {"query_pre_attn_scalar": 7, "sliding_window": 6, "attn_logit_softcapping": 1.5}
+            text |= {"final_logit_softcapping": None, "layer_types": ["sliding_attention", "full_attention"] * 2}
+            text["layer_types"] = text["layer_types"][:3]
+        seen = {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 30,
+            "intermediate_size": 41,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "image_size": SIZE,
+            "patch_size": 4,
+            "vision_use_head": False,
+        }
+        config = transformers.PaliGemmaConfig(
+            text_config=text, vision_config=seen, projection_dim=36, image_token_index=VOCABULARY
+        )
+        config._attn_implementation = "eager"
+        torch.manual_seed(7)
+        model = transformers.PaliGemmaForConditionalGeneration(config).eval()
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                spread = 0.3 if weight.ndim == 1 or "position" in name else 1.5 / weight[0].numel() ** 0.5
+                weight.normal_(0, spread)
+                if "layer_norm" in name or "post_layernorm" in name:
+                    weight.add_(float(name.endswith("weight")))
+        folder = tmp_path_factory.mktemp("paligemma") / generation
+        model.save_pretrained(folder)
+        model.model.language_model.embed_tokens.embed_scale.fill_(6.0)  # as bfloat16 has the root of 36
+        made[generation] = model, folder
+    return made
+
+
+def opened(folder: Path, window: bool = True) -> tuple[Checkpoint, Config]:
+    """The checkpoint, and its config with the window that transformers runs PaliGemma 2 with."""
+    checkpoint = open_checkpoint(folder)
+    config = checkpoint.config
+    assert config.prefix_lm
+    assert config.sliding_window is None
+    if config.family == "paligemma2" and window:
+        config = replace(config, layer_types=alternating(config.num_layers), sliding_window=6)
+    return checkpoint, config
+
+
+def pixels(count: int, seed: int = 0) -> Array:
+    return np.random.default_rng([seed, count]).uniform(-1, 1, (count, SIZE, SIZE, 3)).astype(np.float32)
+
+
+def prompt(pictures: int, words: int, seed: int = 0) -> list[int]:
+    """Places for pictures, then some words."""
+    ids = np.random.default_rng([seed, words]).integers(1, VOCABULARY, words)
+    return [VOCABULARY] * (pictures * PATCHES) + ids.tolist()
+
+
+def theirs(model: Any, ids: list[int], seen: Array, prefix: int) -> Array:
+    """Logits of every position [T, V]: the first `prefix` tokens see each other."""
+    kinds = [[0] * prefix + [1] * (len(ids) - prefix)]
+    with torch.inference_mode():
+        out = model(
+            input_ids=torch.tensor([ids]),
+            pixel_values=torch.from_numpy(seen.transpose(0, 3, 1, 2).copy()),
+            token_type_ids=torch.tensor(kinds),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        )
+    logits: Array = out.logits[0].float().numpy()
+    return logits
+
+
+@each_engine
+@each_generation
+def test_tower(peers: Any, generation: str, precision: Precision) -> None:
+    model, folder = peers[generation]
+    checkpoint, config = opened(folder)
+    engine = precision.open(config, checkpoint.lookup)
+    seen = pixels(3)
+    with torch.inference_mode():
+        out = model.get_image_features(torch.from_numpy(seen.transpose(0, 3, 1, 2).copy())).pooler_output
+    assert relative_error(engine.see(seen), out.numpy().reshape(-1, 36)) < precision.worst
+
+
+@each_engine
+@each_generation
+def test_ragged_prompts_with_pictures(peers: Any, generation: str, precision: Precision) -> None:
+    model, folder = peers[generation]
+    checkpoint, config = opened(folder)
+    engine = precision.open(config, checkpoint.lookup)
+    prompts = [prompt(1, 5), prompt(2, 9), prompt(1, 2)]
+    seen = pixels(4)
+    shares = [seen[:1], seen[1:3], seen[3:]]
+    chunks = [
+        Chunk(ids, prefix=len(ids), outputs="all", pictures=engine.see(share))
+        for ids, share in zip(prompts, shares, strict=True)
+    ]
+    logits = engine.step(Batch.of(config, chunks), [engine.new_cache(64) for _ in prompts])
+    expected = [theirs(model, ids, share, len(ids)) for ids, share in zip(prompts, shares, strict=True)]
+    assert relative_error(logits, np.concatenate(expected)) < precision.worst
+    blind = engine.step(Batch.of(config, [replace(chunks[0], pictures=engine.see(seen[3:]))]), [engine.new_cache(64)])
+    assert relative_error(blind, expected[0]) > 0.01
+
+
+@each_engine
+@each_generation
+def test_decoding_after_a_prefix(peers: Any, generation: str, precision: Precision) -> None:
+    model, folder = peers[generation]
+    checkpoint, config = opened(folder)
+    engine = precision.open(config, checkpoint.lookup)
+    start, seen = prompt(1, 4), pixels(1)
+    ids = start + prompt(0, 8, seed=3)
+    cache = engine.new_cache(len(ids))
+    first = Chunk(start, prefix=len(start), outputs="all", pictures=engine.see(seen))
+    rows = [engine.step(Batch.of(config, [first]), [cache])]
+    for place in range(len(start), len(ids)):
+        chunk = Chunk(ids[place : place + 1], start=place, prefix=len(start))
+        rows.append(engine.step(Batch.of(config, [chunk]), [cache]))
+    assert relative_error(np.concatenate(rows), theirs(model, ids, seen, len(start))) < precision.worst
+
+
+def test_pictures_must_fill_their_places(peers: Any) -> None:
+    _, config = opened(peers["gemma"][1])
+    with pytest.raises(ValueError, match="9 places for pictures' tokens, 0 such tokens"):
+        Batch.of(config, [Chunk(prompt(1, 3))])
