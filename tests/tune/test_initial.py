@@ -11,6 +11,9 @@ from tests.tokenizer import small
 
 SETTINGS = PretrainSettings(text=("x",), out="x", vocab_size=512, num_layers=2, hidden_size=96, intermediate_size=128)
 
+FIRST = [-0.046363841742277145, 0.04713943600654602, -0.01567096635699272]
+"""Three weights of seed 3."""
+
 
 def test_weights_have_the_stated_spread_and_norms_the_stated_sizes() -> None:
     checkpoint = initial_checkpoint(SETTINGS.config(), small.build(), "new", seed=0)
@@ -36,4 +39,4 @@ def test_the_seed_and_the_name_of_a_tensor_fix_its_bits() -> None:
     assert not np.array_equal(gate, other.lookup("layers.1.gate").dequantize())
     assert not np.array_equal(gate, first.lookup("layers.0.gate").dequantize())
     # The generator's raw words are the same in every version of numpy: so are these.
-    assert gate[0, :3].tolist() == [0.0, 0.0, 0.0]
+    assert gate[0, :3].tolist() == FIRST

@@ -17,11 +17,11 @@ HARD = "  zwei  Leerzeichen\n\n\nund 1234 Zeilen\n\t<end_of_turn> ☃ é naïve"
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(TEXTS, 400)
+    return train_tokenizer(TEXTS, 700)
 
 
 def test_the_layout_is_gemmas(tokenizer: Tokenizer) -> None:
-    assert tokenizer.vocab_size == 400
+    assert tokenizer.vocab_size == 700
     assert [tokenizer.piece(i) for i in range(4)] == ["<pad>", "<eos>", "<bos>", "<unk>"]
     types = tokenizer.to_pieces().types
     assert [tokenizer.piece(i) for i in range(4, 4 + len(USER_DEFINED))] == list(USER_DEFINED)
@@ -40,7 +40,7 @@ def test_every_text_comes_back_as_it_was(tokenizer: Tokenizer) -> None:
 
 
 def test_the_same_text_gives_the_same_bytes(tokenizer: Tokenizer) -> None:
-    assert train_tokenizer(iter(TEXTS), 400).to_model_bytes() == tokenizer.to_model_bytes()
+    assert train_tokenizer(iter(TEXTS), 700).to_model_bytes() == tokenizer.to_model_bytes()
 
 
 def test_transformers_reads_the_same_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:

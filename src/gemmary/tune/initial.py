@@ -1,11 +1,12 @@
 """A model that knows nothing yet: the shape of a Gemma 2 of any size, with weights to begin training from.
 
 Every matrix begins uniform with variance 1 / its number of inputs, which keeps the size of what passes through it
-(LeCun 1998). So does the tied embedding table, with 1 / D: looked up and scaled by sqrt(D) it gives values of variance
-1, and as the head it gives logits of variance 1, so the first loss is near ln V. Norm weights begin at zero (they are
-zero-centred), but for those after the branches of a layer: they begin at (2 L)^-0.5 - 1. In Gemma 2 such a norm makes
-its branch's size independent of the branch's matrices, so what GPT-2 does to the matrices has to be done here: the 2 L
-branches together then add as much variance to the residual stream as the embedding brings.
+(LeCun 1998). So does the tied table: scaled by sqrt(D), its rows bring variance 1 into the residual stream. (A token is
+its own likeliest successor at first, as input and output are one table; that is unlearnt within a few dozen steps, and
+rows begun at a third of the size learnt more slowly.) Norm weights, zero-centred, begin at 0, but those after the
+branches of a layer at (2 L)^-0.5 - 1. Such a norm makes its branch as large as it likes whatever the matrices before
+it, so what GPT-2 does to these has to be done here: the 2 L branches together then bring as much variance into the
+residual stream as the table does. Begun at 0 they drown it, and a small model learnt more slowly (docs/tuning.md).
 """
 
 from __future__ import annotations
