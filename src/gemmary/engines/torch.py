@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gemmary.batch import Batch
-from gemmary.checkpoints.tensors import tensors
+from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.config import Config
 from gemmary.engines import EngineInfo, Logits
 from gemmary.engines.torch_modules import Model, module_of
@@ -45,7 +45,7 @@ class TorchEngine:
         if threads is not None:
             torch.set_num_threads(threads)
         self.config = config
-        self.device = _device(device)
+        self.device = find_device(device)
         self.dtype = _dtype(dtype, lookup("embed"))
         dtype_name = str(self.dtype).removeprefix("torch.")
         formats: dict[str, int] = {}
@@ -57,9 +57,11 @@ class TorchEngine:
             formats[label] = formats.get(label, 0) + prod(leaf.shape) * self.dtype.itemsize
             return leaf
 
-        self.model = Model(config, counted, self.dtype, self.device).eval()
-        dense = [tensor for tensor in tensors(config) if tensor.is_pooled_dense]
-        self.dense = nn.ModuleList(module_of(t, counted, self.dtype, self.device) for t in dense).eval()
+        def make(tensor: Tensor) -> nn.Module:
+            return module_of(tensor, counted, self.dtype, self.device)
+
+        self.model = Model(config, make).eval()
+        self.dense = nn.ModuleList(make(tensor) for tensor in tensors(config) if tensor.is_pooled_dense).eval()
         self.info = EngineInfo("torch", str(self.device), dtype_name, formats, torch.get_num_threads())
 
     def new_cache(self, capacity: int) -> KeyValues:
@@ -113,7 +115,8 @@ def _dtype(name: str | None, table: Leaf) -> torch.dtype:
     return DTYPES[name]
 
 
-def _device(name: str | None) -> torch.device:
+def find_device(name: str | None) -> torch.device:
+    """A device of PyTorch's; None: a CUDA device if there is one, else the CPU. Raises GemmaryError."""
     if name is None:
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
     try:

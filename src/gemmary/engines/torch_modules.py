@@ -48,21 +48,20 @@ class Model(nn.Module):
     def __init__(
         self,
         config: Config,
-        lookup: Callable[[str], Leaf],
-        dtype: torch.dtype,
-        device: torch.device,
+        make: Callable[[Tensor], nn.Module],
     ) -> None:
+        """make: the module of one weight, for example `module_of`."""
         super().__init__()
         self.config = config
-        self._paths: dict[str, str] = {}
+        self.paths: dict[str, str] = {}
+        """Name in the tensor table -> path of its module."""
         self._block_paths: dict[int, str] = {}
         prefix = PREFIXES[1] if config.pooled_dense else PREFIXES[0]
         for tensor in tensors(config):
             if not tensor.is_pooled_dense:
-                self._place(tensor.name, prefix + tensor.hugging_face, module_of(tensor, lookup, dtype, device))
-        if not config.pooled_dense:
-            table = self.get_submodule(self._paths["embed"])
-            assert isinstance(table, nn.Embedding)
+                self._place(tensor.name, prefix + tensor.hugging_face, make(tensor))
+        table = self.get_submodule(self.paths["embed"])
+        if not config.pooled_dense and isinstance(table, nn.Embedding):
             head = Head(config.hidden_size, config.vocab_size, bias=False, device="meta")
             head.weight = table.weight
             self.add_module(HEAD, head)
@@ -78,7 +77,7 @@ class Model(nn.Module):
         return self.get_submodule(self._block_paths[index])(ops, *rest)
 
     def _leaf(self, name: str) -> nn.Module | TokenTable:
-        module = self.get_submodule(self._paths[name])
+        module = self.get_submodule(self.paths[name])
         return TokenTable(module, getattr(self, HEAD, None)) if name == "embed" else module
 
     def _place(self, name: str, tensor_name: str, module: nn.Module) -> None:
@@ -94,9 +93,9 @@ class Model(nn.Module):
                 owner.add_module(part, child)
             owner = child
         owner.add_module(last, module)
+        self.paths[name] = path
         layer = re.match(r"layers\.(\d+)\.(.*)", name)
         if layer is None:
-            self._paths[name] = path
             return
         index, short = int(layer[1]), layer[2]
         block_path, _, below = path.partition(f".{index}.")
@@ -106,8 +105,14 @@ class Model(nn.Module):
         block.paths[short] = below
 
 
-def module_of(tensor: Tensor, lookup: Callable[[str], Leaf], dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The module of one weight, holding its values in `dtype` on `device`."""
+def module_of(
+    tensor: Tensor,
+    lookup: Callable[[str], Leaf],
+    dtype: torch.dtype,
+    device: torch.device,
+    linear: type[nn.Linear] = nn.Linear,
+) -> nn.Module:
+    """The module of one weight, holding its values in `dtype` on `device`. linear: the class of the linear layers."""
     leaf = lookup(tensor.name)
     if leaf.shape != tensor.shape:
         raise ValueError(f"{tensor.name} is {leaf.shape}, not {tensor.shape}")
@@ -117,7 +122,7 @@ def module_of(tensor: Tensor, lookup: Callable[[str], Leaf], dtype: torch.dtype,
     elif tensor.name == "embed":
         module = nn.Embedding(leaf.shape[0], leaf.shape[1], device="meta")
     else:
-        module = nn.Linear(leaf.shape[1], leaf.shape[0], bias=False, device="meta")
+        module = linear(leaf.shape[1], leaf.shape[0], bias=False, device="meta")
     module.weight = nn.Parameter(_tensor(leaf, dtype).to(device))
     return module
 

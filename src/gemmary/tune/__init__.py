@@ -1,0 +1,1 @@
+"""Tuning: rows into documents, documents into steps, steps into adapters or new weights."""

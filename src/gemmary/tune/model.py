@@ -1,0 +1,199 @@
+"""The model as it is tuned: modules with the Hugging Face names, of which the trained ones ask for gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from gemmary.batch import Batch
+from gemmary.checkpoints import Checkpoint, save_checkpoint
+from gemmary.checkpoints.tensors import Tensor
+from gemmary.config import Config
+from gemmary.engines.torch_modules import Model, module_of
+from gemmary.engines.torch_ops import StepCache, TorchOps, Visible
+from gemmary.errors import GemmaryError
+from gemmary.model import decoder
+from gemmary.quantize.leaves import Dense, Leaf
+from gemmary.tune.lora import LoraLinear, LoraSettings, attach
+from gemmary.tune.losses import DenseTable, Table, cross_entropy
+
+if TYPE_CHECKING:
+    from gemmary.tokenizer import Tokenizer
+
+
+class MicroBatch(Protocol):
+    """What a step computes at once (`tune/packing.py`)."""
+
+    @property
+    def batch(self) -> Batch:
+        """Documents, each a sequence of its own; its outputs are the R rows that predict a scored token."""
+        ...
+
+    @property
+    def targets(self) -> np.typing.NDArray[np.int64]:
+        """[R] the token after each of these rows."""
+        ...
+
+
+class TuneSettings(LoraSettings, Protocol):
+    """What `build` reads of a run's settings."""
+
+    @property
+    def method(self) -> str:
+        """lora, qlora or full."""
+        ...
+
+    @property
+    def gradient_checkpointing(self) -> str:
+        """on, off or auto."""
+        ...
+
+
+class TuneModel(Model):
+    """The decoder with a loss. Weights that stand still are in the dtype of computing, trained ones float32."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, settings: TuneSettings, make: Callable[[Tensor], nn.Module], dtype: torch.dtype
+    ) -> None:
+        super().__init__(checkpoint.config, make)
+        self.checkpoint, self.settings, self.dtype = checkpoint, settings, dtype
+        self.adapters: dict[str, LoraLinear] = {}
+        """Name in the tensor table -> the layer that is adapted; none where the whole model is trained."""
+        self.recomputes = settings.gradient_checkpointing == "on"
+        if settings.method != "full":
+            self.requires_grad_(False)
+            self.adapters = attach(self, settings)
+
+    def loss(self, micro: MicroBatch) -> torch.Tensor:
+        """Sum of -log p over the scored tokens, a float32 scalar."""
+        result: torch.Tensor = self(micro)
+        return result
+
+    def forward(self, micro: MicroBatch) -> torch.Tensor:  # type: ignore[override]
+        """`loss`, where wrappers of modules (FSDP) look for it."""
+        batch, device = micro.batch, self.device
+
+        def tensor(array: Any) -> torch.Tensor:
+            return torch.from_numpy(array).to(device, torch.int64)
+
+        visible = {kind: Visible.of(spans, batch.sequences, device) for kind, spans in batch.visible.items()}
+        step = decoder.Step(tensor(batch.tokens), tensor(batch.positions), dict(visible), tensor(batch.outputs))
+        ops, cache = TorchOps(self.dtype), StepCache([None] * len(batch.sequences), batch.sequences)
+        hidden = super().forward(ops, step, cache, hidden_only=True)
+        scored = ops.take(hidden, step.outputs)
+        return cross_entropy(scored, self._table(), tensor(micro.targets), self.config.final_logit_softcap)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What is trained, in the order of the computation."""
+        return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
+
+    def save(self, folder: Path) -> None:
+        """Writes what was trained: an adapter in PEFT's format, or the whole model as a Hugging Face folder (float32).
+
+        Raises GemmaryError where the disk refuses.
+        """
+        if self.settings.method == "full":
+            save_checkpoint(Trained(self), folder, dtype="float32")
+            return
+        from gemmary.checkpoints.peft import (  # type: ignore[import-not-found,unused-ignore]
+            Adapter,
+            AdapterConfig,
+            LoraWeights,
+            write_adapter,
+        )
+
+        settings = self.settings
+        config = AdapterConfig(
+            rank=settings.lora_rank,
+            alpha=settings.lora_alpha,
+            targets=tuple(dict.fromkeys(self.paths[name].rpartition(".")[2] for name in self.adapters)),
+            dropout=settings.lora_dropout,
+            rslora=settings.rslora,
+            dora=settings.dora,
+            base_model=self.checkpoint.name,
+        )
+        weights = {
+            name: LoraWeights(
+                _array(layer.lora_A.weight),
+                _array(layer.lora_B.weight),
+                layer.scale,
+                None if layer.magnitude is None else _array(layer.magnitude),
+            )
+            for name, layer in self.adapters.items()
+        }
+        write_adapter(folder, Adapter(config, weights))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def _table(self) -> Table | nn.Parameter:
+        embedding: Any = self.get_submodule(self.paths["embed"])
+        if not isinstance(embedding, nn.Embedding):
+            quantized: Table = embedding
+            return quantized
+        assert isinstance(embedding.weight, nn.Parameter)
+        return embedding.weight if embedding.weight.requires_grad else DenseTable(embedding.weight)
+
+    def _run_block(self, ops: TorchOps, *rest: Any) -> Any:
+        if not (self.recomputes and torch.is_grad_enabled()):
+            return super()._run_block(ops, *rest)
+        return recomputed(super()._run_block, ops, *rest, use_reentrant=False)
+
+
+class MasterLinear(nn.Linear):
+    """A trained layer: its weight is float32, the product in the dtype of x."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.weight.to(x.dtype))
+
+
+class Trained:
+    """A tuned model as `save_checkpoint` reads it."""
+
+    def __init__(self, model: TuneModel) -> None:
+        self.model = model
+        self.config: Config = model.config
+        self.name = model.checkpoint.name
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.model.checkpoint.tokenizer
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.model.checkpoint.chat_template
+
+    def lookup(self, name: str) -> Leaf:
+        weight = self.model.get_submodule(self.model.paths[name]).weight
+        assert isinstance(weight, torch.Tensor)
+        return Dense(_array(weight))
+
+
+def build(checkpoint: Checkpoint, settings: TuneSettings, device: torch.device, dtype: torch.dtype) -> TuneModel:
+    """The model of a checkpoint as a run tunes it, in training mode.
+
+    dtype: of computing, float32 or bfloat16. Raises GemmaryError for a model that has no next-token scores.
+    """
+    if checkpoint.config.bidirectional:
+        raise GemmaryError(f"{checkpoint.name} is an embedding model: it has no next-token scores to tune on")
+
+    def dense(tensor: Tensor) -> nn.Module:
+        return module_of(tensor, checkpoint.lookup, dtype, device)
+
+    def master(tensor: Tensor) -> nn.Module:
+        return module_of(tensor, checkpoint.lookup, torch.float32, device, MasterLinear)
+
+    return TuneModel(checkpoint, settings, master if settings.method == "full" else dense, dtype).train()
+
+
+def _array(weight: torch.Tensor) -> np.typing.NDArray[np.float32]:
+    values: np.typing.NDArray[np.float32] = weight.detach().float().cpu().numpy()
+    return values
