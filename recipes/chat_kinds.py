@@ -156,6 +156,8 @@ def benchmark_question(item: Item, chance: random.Random) -> Ask | None:
     reply = sentence(answer) if answer.endswith((".", "!")) else f"{sentence(answer)}."
     if item.set != "piqa" and chance.random() < 0.5:
         options = [option.strip().rstrip(".") for option in item.options]
+        if len(text) + sum(map(len, options)) > 250:
+            return None
         return Ask("choice", f"{sentence(text)}\nChoose: {'; '.join(options)}.", reply, (answer,))
     if item.set != "social_iqa" and re.search(r"\b(of the following|of these|which statement)\b", text, re.I):
         return None
@@ -170,6 +172,9 @@ def sentence(text: str) -> str:
 def pseudo_words(count: int, seed: int) -> Sequence[str]:
     """Words that sound like words and mean nothing, for questions that nobody can answer."""
     chance = random.Random(seed)
-    onsets, vowels, ends = "b bl br d dr f fl g gl gr k kl l m n p pl qu s sk t tr v vr z".split(), "aeiou", "b d g k l m n nd p r s t x".split()
-    syllable = lambda: chance.choice(onsets) + chance.choice(vowels)  # noqa: E731
-    return [syllable() + syllable() + chance.choice((syllable(), "")) + chance.choice(ends) for _ in range(count)]
+    onsets = ("b", "br", "d", "f", "gl", "kl", "m", "pl", "qu", "s", "sk", "tr", "v", "z")
+
+    def syllables(count: int) -> str:
+        return "".join(chance.choice(onsets) + chance.choice("aeiou") for _ in range(count))
+
+    return [syllables(chance.choice((2, 3))) + chance.choice("bdgklmnprstx") for _ in range(count)]

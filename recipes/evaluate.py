@@ -1,7 +1,7 @@
 """How well a model answers questions with given options, and whether an adapter made it better.
 
-python -m recipes.evaluate starter qa/test.jsonl --json base.json
-python -m recipes.evaluate starter qa/test.jsonl --adapter qa/adapter --against base.json --picture qa.png
+python -m recipes.evaluate starter qa/questions.jsonl --json base.json
+python -m recipes.evaluate starter qa/questions.jsonl --adapter qa/adapter --against base.json --picture qa.png
 
 Each option is scored by its log-likelihood after the question: of the whole option, or of each of its characters, which
 does not favour short ones. Intervals are 95 % percentiles of bootstrap samples of the questions; those of a difference
@@ -114,7 +114,9 @@ def summary(by_set: Mapping[str, npt.NDArray[Any]]) -> dict[str, dict[str, float
     means = {name: float(values.mean()) for name, values in by_set.items()}
     means["mean"] = float(np.mean(list(means.values())))
     edges = {name: np.percentile(some, (2.5, 97.5)) for name, some in samples.items()}
-    return {name: {"mean": means[name], "low": float(edges[name][0]), "high": float(edges[name][1])} for name in samples}
+    return {
+        name: {"mean": means[name], "low": float(edges[name][0]), "high": float(edges[name][1])} for name in samples
+    }
 
 
 # The command ----------------------------------------------------------------------------------------------------------
@@ -137,7 +139,7 @@ def digest(items: Sequence[Item]) -> str:
 
 
 def measure(model: gemmary.Model, chosen: Mapping[str, Sequence[Item]]) -> dict[str, Any]:
-    """Everything that a later comparison needs: for each set its questions' digest and which were right by each rule."""
+    """What a later comparison needs: for each set its questions' digest and which were right by each rule."""
     result: dict[str, Any] = {"model": model.description, "sets": {}}
     for name, items in chosen.items():
         began = time.perf_counter()
@@ -156,10 +158,16 @@ def answers(result: Mapping[str, Any], rule: str) -> dict[str, npt.NDArray[np.fl
 def compare(result: Mapping[str, Any], base: Mapping[str, Any], rule: str) -> dict[str, dict[str, Any]]:
     """For each set: both accuracies and their difference, paired. Raises GemmaryError where the questions differ."""
     if any(base["sets"].get(name, {}).get("questions") != some["questions"] for name, some in result["sets"].items()):
-        raise GemmaryError("the two runs did not answer the same questions: give both the same --items, --seed and file")
+        raise GemmaryError(
+            "the two runs did not answer the same questions: give both the same --items, --seed and file"
+        )
     tuned, before = answers(result, rule), answers(base, rule)
     before = {name: before[name] for name in tuned}
-    sides = {"base": summary(before), "tuned": summary(tuned), "gain": summary({n: tuned[n] - before[n] for n in tuned})}
+    sides = {
+        "base": summary(before),
+        "tuned": summary(tuned),
+        "gain": summary({n: tuned[n] - before[n] for n in tuned}),
+    }
     return {name: {side: values[name] for side, values in sides.items()} for name in sides["gain"]}
 
 

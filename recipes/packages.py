@@ -60,7 +60,9 @@ def fetch(package: Package, folder: Path = FOLDER) -> Path:
     path = folder / package.file
     if not path.is_file():
         if shutil.which(package.command[0]) is None:
-            raise GemmaryError(f"{package.file} is fetched with {package.command[0]}: install that, or put it in {folder}")
+            raise GemmaryError(
+                f"{package.file} is fetched with {package.command[0]}: install that, or put it in {folder}"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(package.command, cwd=folder, capture_output=True, text=True)
         if done.returncode or not path.is_file():

