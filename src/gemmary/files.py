@@ -114,6 +114,23 @@ def _seal(folder: Path) -> None:
         fsync_folder(inner)
 
 
+def check_folder(path: Path) -> None:
+    """Raises GemmaryError where the folder's files are not those of its `SHA256SUMS`, all of them and no others."""
+    try:
+        lines = (path / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+        told = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        found = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+        del found["SHA256SUMS"]
+        for name in sorted(told.keys() | found.keys()):
+            if name not in found or name not in told:
+                raise GemmaryError(f"{path} is damaged: {name} is {'missing' if name in told else 'not its own'}")
+            with open(found[name], "rb") as stream:
+                if _sha256(stream) != told[name]:
+                    raise GemmaryError(f"{path} is damaged: {name} is not what was written")
+    except (OSError, UnicodeDecodeError) as error:
+        raise GemmaryError(f"{path} is damaged: its SHA256SUMS or files cannot be read") from error
+
+
 def _sha256(stream: BinaryIO) -> str:
     digest = hashlib.sha256()
     while piece := stream.read(1 << 20):

@@ -14,9 +14,8 @@ import numpy.typing as npt
 
 from gemmary import zoo
 from gemmary.batch import Batch, Chunk
-from gemmary.chat import Message, Prompt, Style, encode_chat, fill_in_the_middle, looks_like_gemma
+from gemmary.chat import Message, Prompt, encode_chat, fill_in_the_middle, looks_like_gemma, style_of
 from gemmary.checkpoints import Checkpoint
-from gemmary.checkpoints.starter import HUB_ID, NAME
 from gemmary.config import Config
 from gemmary.drafting import draft_guesser
 from gemmary.engines import Engine, EngineInfo
@@ -119,8 +118,8 @@ class Model:
     @property
     def instruction_tuned(self) -> bool:
         """By the zoo's row where the name has one, else by whether the checkpoint has a chat template."""
-        row = zoo.find(HUB_ID if self.name == NAME else self.name) or zoo.find(self.checkpoint.name)
-        return row.tuning == "instruction" if row else self.chat_template is not None
+        row = zoo.find(self.name)
+        return row.tuning == "instruction" if row else self.checkpoint.instruction_tuned
 
     # Asking it ----------------------------------------------------------------------------------------------------
 
@@ -165,13 +164,10 @@ class Model:
         """The conversation as ids, for `generate` or `stream`; what should be known about it is in its `.notices`."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        style: Style = "gemma3" if self.config.family == "gemma3" else "gemma1"
+        style = style_of(self.config.family, self.chat_template)
         notices = []
-        if self.chat_template is not None:
-            recognised = looks_like_gemma(self.chat_template)
-            if recognised is None:
-                notices.append(f"the checkpoint's own chat template is not one of Gemma's: {style}'s is used instead")
-            style = recognised or style
+        if self.chat_template is not None and looks_like_gemma(self.chat_template) is None:
+            notices.append(f"the checkpoint's own chat template is not one of Gemma's: {style}'s is used instead")
         if not self.instruction_tuned:
             notices.append(f"{self.name} is not instruction-tuned: expect it to go on writing rather than to answer")
         prompt = encode_chat(self.tokenizer, messages, style)

@@ -9,7 +9,7 @@ from gemmary.chat.encode import Prompt, continue_turn, encode_chat
 from gemmary.chat.infill import fill_in_the_middle
 from gemmary.chat.messages import Message
 from gemmary.chat.render import render
-from gemmary.chat.templates import TEMPLATES, Style, looks_like_gemma
+from gemmary.chat.templates import TEMPLATES, Style, looks_like_gemma, style_of
 
 __all__ = [
     "TEMPLATES",
@@ -21,4 +21,5 @@ __all__ = [
     "fill_in_the_middle",
     "looks_like_gemma",
     "render",
+    "style_of",
 ]

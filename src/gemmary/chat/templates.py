@@ -55,6 +55,12 @@ _KNOWN_WORDS = {"", "role", "system", "user", "assistant", "model", "content", "
 _MAX_TEMPLATE_CHARS = 1 << 16
 
 
+def style_of(family: str, template_text: str | None) -> Style:
+    """What a model of a family is prompted in: its checkpoint's own template where that is one of Gemma's."""
+    recognised = looks_like_gemma(template_text) if template_text is not None else None
+    return recognised or ("gemma3" if family == "gemma3" else "gemma1")
+
+
 def looks_like_gemma(template_text: str) -> Style | None:
     """Which of Gemma's templates a checkpoint's Jinja text is, or None when it is neither.
 

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from gemmary import zoo
+from gemmary.checkpoints import starter
 from gemmary.config import Config
 from gemmary.quantize.leaves import Leaf
 
@@ -61,6 +63,12 @@ class Checkpoint:
     def chat_template(self) -> str | None:
         """The template's source, never executed: that there is one says that the model is instruction-tuned."""
         return self.load_chat_template()
+
+    @property
+    def instruction_tuned(self) -> bool:
+        """By the zoo's row where the name has one, else by whether there is a chat template."""
+        row = zoo.find(starter.HUB_ID if self.name == starter.NAME else self.name)
+        return row.tuning == "instruction" if row else self.chat_template is not None
 
 
 class Source(Protocol):

@@ -45,7 +45,7 @@ class TorchEngine:
         if threads is not None:
             torch.set_num_threads(threads)
         self.config = config
-        self.device = _device(device)
+        self.device = find_device(device)
         self.dtype = _dtype(dtype, lookup("embed"))
         dtype_name = str(self.dtype).removeprefix("torch.")
         formats: dict[str, int] = {}
@@ -115,7 +115,8 @@ def _dtype(name: str | None, table: Leaf) -> torch.dtype:
     return DTYPES[name]
 
 
-def _device(name: str | None) -> torch.device:
+def find_device(name: str | None) -> torch.device:
+    """A device of PyTorch's; None: a CUDA device if there is one, else the CPU. Raises GemmaryError."""
     if name is None:
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
     try:

@@ -1,0 +1,198 @@
+"""`tune`: from settings to a folder with what was learnt, its metrics, its checkpoints and its exact settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemmary.checkpoints import Checkpoint, open_checkpoint
+from gemmary.checkpoints.hub import resolve
+from gemmary.errors import GemmaryError
+from gemmary.files import atomic_file, fsync_folder
+from gemmary.memory import require
+from gemmary.tune.device import choose_device, choose_dtype, matmul_ceiling, memory_told, training_flops
+from gemmary.tune.fit import CHECKPOINTS, Fit
+from gemmary.tune.metrics import METRICS, peak_rss_bytes
+from gemmary.tune.model import TuneModel, build
+from gemmary.tune.packing import Batches, inputs
+from gemmary.tune.progress import Overview, Progress, Result, Silent
+from gemmary.tune.rows import Example
+from gemmary.tune.settings import Settings
+from gemmary.tune.sources import read_data
+
+CONFIG = "config.yaml"
+FREE = {"model", "data", "out", "validation", "test", "device", "threads", "checkpoint_every", "keep_checkpoints"} | {
+    "resume",
+    "json",
+}
+"""Settings that a resumed run may change: they leave what is computed alone, or it is compared itself."""
+
+
+def tune(settings: Settings, progress: Progress | None = None) -> Result:
+    """Tunes a model and writes the result into `settings.out`. The same settings and rows give the same bytes, however
+    often the run was killed and resumed (with as many threads on the same machine and version of PyTorch).
+
+    Raises GemmaryError for whatever is wrong with settings, rows, model, memory or disk, and KeyboardInterrupt after
+    Ctrl-C, with a checkpoint written.
+    """
+    progress = progress or Silent()
+    out = Path(settings.out).expanduser()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    checkpoint = open_checkpoint(resolve(settings.model))
+    data = read_data(settings, checkpoint)
+    for notice in [*checkpoint.notices, *data.notices]:
+        progress.note(notice)
+    sizes = {"batch_size": settings.batch_size, "sequence_length": settings.sequence_length, "seed": settings.seed}
+    batches = Batches(data.train, checkpoint.config, **sizes)
+    held_out = [
+        Batches(rows, checkpoint.config, **sizes, shuffle=False) if rows else None for rows in (data.valid, data.test)
+    ]
+    with claimed(out, settings.resume, progress), memory_told():
+        _require_memory(checkpoint, settings, dtype)
+        torch.manual_seed(settings.seed)
+        model = build(checkpoint, settings, device, dtype)
+        ceiling = matmul_ceiling(dtype, device)
+
+        def share(tokens: int, scored: int, seconds: float) -> float:
+            flops = training_flops(checkpoint.config, tokens, scored, full=settings.method == "full")
+            return flops / seconds / ceiling
+
+        fixed = _fixed(settings, checkpoint, device, dtype, {"data": data.train, "validation": data.valid})
+        fit = Fit(
+            model, settings, batches, held_out[0], folder=out, fixed=fixed, progress=progress, share=share
+        )
+        with atomic_file(out / CONFIG) as file:
+            file.write(dataclasses.replace(settings, resume=False).to_yaml().encode())
+        progress.begin(_overview(fit, model, settings, checkpoint, device, dtype))
+        fit.run()
+        test_loss = fit.evaluate(held_out[1]) if held_out[1] is not None else None
+        publish(model, out)
+    state = fit.state
+    return Result(
+        folder=out,
+        steps=state.step,
+        stopped_early=state.stopped,
+        tokens=state.tokens,
+        scored=state.scored,
+        loss=state.loss,
+        first_val_loss=state.first_val_loss,
+        best_val_loss=state.best_val_loss,
+        best_step=state.best_step,
+        test_loss=test_loss,
+        seconds=fit.seconds,
+        tokens_per_s=fit.step_tokens / fit.step_seconds if fit.step_tokens else None,
+        flops_share=share(fit.step_tokens, fit.step_scored, fit.step_seconds) if fit.step_tokens else None,
+        peak_rss_bytes=peak_rss_bytes(),
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+    )
+
+
+@contextmanager
+def claimed(out: Path, resume: bool, progress: Progress) -> Iterator[None]:
+    """The folder of a run, for this process alone. Raises GemmaryError where another run is in it, or at work on it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        number = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise GemmaryError(f"cannot write {out}: {error.strerror or error}") from error
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for leftover in out.glob(".*.tmp"):  # of writes that a kill cut short
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        holds = {path.name for path in out.iterdir()}
+        if holds and not resume:
+            raise GemmaryError(f"{out} already holds something: --resume goes on with a run, or choose another --out")
+        if holds and not holds & {CONFIG, METRICS, CHECKPOINTS}:
+            raise GemmaryError(f"{out} holds no run to resume: choose another --out")
+        if resume and not (out / CHECKPOINTS).is_dir():
+            progress.note(f"{out} has no checkpoint yet: the run begins at the beginning")
+        yield
+    except BlockingIOError:
+        raise GemmaryError(f"another process is training into {out}: let it end, or choose another --out") from None
+    finally:
+        os.close(number)
+
+
+def publish(model: TuneModel, out: Path) -> None:
+    """Saves what was learnt into the folder of the run, each file whole; the weights last."""
+    hidden = out / ".result.tmp"
+    shutil.rmtree(hidden, ignore_errors=True)
+    try:
+        model.save(hidden)
+        for file in sorted(hidden.iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name)):
+            os.replace(file, out / file.name)
+        hidden.rmdir()
+        fsync_folder(out)
+    except OSError as error:
+        raise GemmaryError(f"cannot write {out}: {error.strerror or error}; --resume tries again") from error
+
+
+def _fixed(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: dict[str, Sequence[Example]],
+) -> dict[str, Any]:
+    """What decides about every bit of the run, by the names that a user knows."""
+    values = {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    values |= {"model": checkpoint.name, "device": device.type, "dtype": str(dtype).removeprefix("torch.")}
+    return values | {f"rows of {name}": _digest(examples) for name, examples in rows.items()}
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(len(example.tokens).to_bytes(8, "little") + example.prefix.to_bytes(8, "little"))
+        digest.update(example.tokens.tobytes() + example.scored.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _require_memory(checkpoint: Checkpoint, settings: Settings, dtype: torch.dtype) -> None:
+    """Of weights, gradients and the optimizer: activations come on top."""
+    count = checkpoint.config.parameters
+    if settings.method == "full":
+        kept = {"adamw": 16, "adafactor": 8}[settings.optimizer] * count
+        advice = "choose --method lora, --optimizer adafactor or a smaller model"
+    else:
+        kept = checkpoint.stored_bytes() if settings.method == "qlora" else count * dtype.itemsize
+        advice = "choose --method qlora or a smaller model"
+    require(kept, f"tuning {checkpoint.name} with --method {settings.method}", advice)
+
+
+def _overview(
+    fit: Fit, model: TuneModel, settings: Settings, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> Overview:
+    documents = fit.batches.documents
+    tokens = sum(map(inputs, documents))
+    trained = sum(weight.numel() for weight in fit.trained.values())
+    adapter = trained if settings.method != "full" else 0
+    return Overview(
+        model=checkpoint.name,
+        method=settings.method,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        trained=trained,
+        parameters=checkpoint.config.parameters + adapter,
+        documents=len(documents),
+        tokens=tokens,
+        scored=sum(int(document.scored.sum()) for document in documents),
+        packing=tokens / (len(fit.batches.packs(0)) * settings.sequence_length),
+        steps=fit.steps,
+        resumed=fit.state.step,
+    )

@@ -1,0 +1,67 @@
+"""What moves the weights: how large each step is, and the optimizers, which are PyTorch's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from gemmary.errors import GemmaryError
+
+SCHEDULES = ("cosine", "linear", "constant")
+OPTIMIZERS = ("adamw", "adafactor")
+
+
+def learning_rate(schedule: str, step: int, *, peak: float, steps: int, warmup: int) -> float:
+    """The learning rate of update number `step` (from 0) of `steps`.
+
+    It rises in a line to `peak` over the first `warmup` updates, then stays (constant), or falls towards 0 after the
+    last update, in a line or along half a cosine.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * _SHAPES[schedule](done)
+
+
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "linear": lambda done: 1 - done,
+    "constant": lambda done: 1.0,
+}
+
+
+def make_optimizer(name: str, trained: Mapping[str, nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW, which keeps two numbers for each weight, or Adafactor, which keeps a row and a column for each matrix.
+
+    Norms (the parameters of one axis) do not decay. Betas and eps are PyTorch's defaults (0.9, 0.999, 1e-8). The
+    learning rate is set before each step; Adafactor's is relative to the root mean square of the weight that it moves.
+    """
+    groups = [
+        {"params": [p for p in trained.values() if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained.values() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, fused=True)
+    if name == "adafactor":
+        return torch.optim.Adafactor(groups, lr=0.0)
+    raise GemmaryError(f"no optimizer is called {name!r}: choose {' or '.join(OPTIMIZERS)}")
+
+
+def update(optimizer: torch.optim.Optimizer, rate: float, clip: float) -> float:
+    """One step along the gradients, scaled down together where their norm is above `clip` (0: never). Their norm.
+
+    Nothing moves where the norm is not finite. The gradients are freed.
+    """
+    moved = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(moved, clip if clip > 0 else math.inf)
+    value = float(norm)
+    if math.isfinite(value):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return value
