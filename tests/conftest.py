@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gemmary.tokenizer import Tokenizer
+from tests.tokenizer.starter import Arrays, read_arrays
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
@@ -28,3 +31,21 @@ def starter_gguf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GEMMARY_HOME", str(tmp_path_factory.mktemp("starter")))
         yield starter.starter_path()
+
+
+@pytest.fixture(scope="session")
+def gemma2(shared: Path) -> Tokenizer:
+    """The 256,000 vocabulary, from its tokenizer.model."""
+    return Tokenizer.from_folder(shared / "tokenizers" / "gemma2")
+
+
+@pytest.fixture(scope="session")
+def starter_arrays(starter_gguf: Path) -> Arrays:
+    return read_arrays(starter_gguf)
+
+
+@pytest.fixture(scope="session")
+def gemma3(starter_arrays: Arrays) -> Tokenizer:
+    """The 262,144 vocabulary, from the starter's GGUF arrays."""
+    a = starter_arrays
+    return Tokenizer.from_arrays(a.blob, a.offsets, a.scores, a.types, **a.special_ids)
