@@ -59,6 +59,10 @@ class PackedWeight:
     def pack(self, runtime: Runtime, row: int, data: npt.NDArray[np.uint8]) -> None:
         """Packs whole panels (of 16 rows) from `data`, GGUF blocks or floats as bytes, whose first row is `row`."""
 
+    def dequantize(self, runtime: Runtime, row: int, out: npt.NDArray[np.float32] | npt.NDArray[np.uint16]) -> None:
+        """Fills `out` [rows, cols] with the rows from `row` on: exactly as float32, or rounded to bfloat16, whose bits
+        stand in a uint16. Releases the GIL."""
+
     @property
     def panels(self) -> npt.NDArray[np.uint8]:
         """What `borrow` takes, read-only."""

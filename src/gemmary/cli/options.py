@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from gemmary.tune.options import Options
 

@@ -96,6 +96,23 @@ void pack_rows(PackedWeight& weight, Runtime& runtime, int64_t row, const Bytes&
   });
 }
 
+// Fills `out` [rows, cols] with the values of as many rows from `row` on: float32, or the bits of bfloat16.
+template <class T>
+void dequantize_rows(const PackedWeight& weight, Runtime& runtime, int64_t row, const nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>& out) {
+  const PackedView& w = weight.view();
+  const int64_t rows = static_cast<int64_t>(out.shape(0));
+  if (static_cast<int64_t>(out.shape(1)) != w.cols || row < 0 || row + rows > w.rows)
+    throw std::invalid_argument("a weight has no such rows, or the array for them another width");
+  T* const to = out.data();
+  nb::gil_scoped_release release;
+  const int64_t first = row / kPanelRows, panels = (row + rows + kPanelRows - 1) / kPanelRows - first;
+  const std::lock_guard lock(runtime.busy);
+  runtime.pool.run(rows == 0 ? 0 : panels, [&](int64_t task, int) {
+    const int64_t begin = std::max(row, (first + task) * kPanelRows), end = std::min(row + rows, (first + task + 1) * kPanelRows);
+    runtime.kernels.dequantize(w, begin, end - begin, to + (begin - row) * w.cols, static_cast<size_t>(w.cols), sizeof(T) == 2);
+  });
+}
+
 PackedView view_of(const std::string& name, int64_t rows, int64_t cols, const Bytes& panels) {
   if (panels.nbytes() != panels_bytes(name, rows, cols)) throw std::invalid_argument("a weight's panels do not match its shape");
   return packed_view(format_named(name), rows, cols, panels.data());
@@ -197,6 +214,8 @@ void bind_native(nb::module_& module) {
       .def(nb::new_(&make_weight), nb::arg("runtime"), nb::arg("format"), nb::arg("rows"), nb::arg("cols"))
       .def_static("borrow", &borrow_panels, nb::arg("format"), nb::arg("rows"), nb::arg("cols"), nb::arg("panels").noconvert())
       .def("pack", &pack_rows, nb::arg("runtime"), nb::arg("row"), nb::arg("data").noconvert())
+      .def("dequantize", &dequantize_rows<float>, nb::arg("runtime"), nb::arg("row"), nb::arg("out").noconvert())
+      .def("dequantize", &dequantize_rows<uint16_t>, nb::arg("runtime"), nb::arg("row"), nb::arg("out").noconvert())
       .def_prop_ro("panels", [](const PackedWeight& w) {
         return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(w.view().data, {w.bytes()}, nb::find(w));
       })

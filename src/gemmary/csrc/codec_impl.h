@@ -35,11 +35,11 @@ template <> struct Codec<Format::Q6_K> : CodecOf<6, 384, true, 4, -1, 32, 2, tru
 
 template <Format F> using CodeOf = typename Dot<Codec<F>::kBits>::Code;
 
-// Vector V of a group (0..7), ready for Dot.
-template <Format F, int V> GEMMARY_INLINE CodeOf<F> load_code(const uint8_t* group) {
+// Vector V of a group (0..7): a code in each byte, signed for 8 bits.
+template <Format F, int V> GEMMARY_INLINE Bytes64 code_bytes(const uint8_t* group) {
   using C = Codec<F>;
   if constexpr (C::kBits == 8) {
-    return Dot<8>::prepare(load_bytes(group + 64 * V));
+    return load_bytes(group + 64 * V);
   } else {
     constexpr int kTwoBitAt = C::kNibbles ? 256 : 0, kOneBitAt = kTwoBitAt + (C::kTwoBitShift >= 0 ? 128 : 0);
     Bytes64 code{};
@@ -49,22 +49,24 @@ template <Format F, int V> GEMMARY_INLINE CodeOf<F> load_code(const uint8_t* gro
       code = C::kNibbles ? code | two : two;
     }
     if constexpr (C::kOneBitShift >= 0) code = code | shift_and<V - C::kOneBitShift>(load_bytes(group + kOneBitAt), 1 << C::kOneBitShift);
-    return Dot<C::kBits>::prepare(code);
+    return code;
   }
 }
 // The same for a v that unrolling makes a constant.
-template <Format F> GEMMARY_INLINE CodeOf<F> load_code(const uint8_t* group, int v) {
+template <Format F> GEMMARY_INLINE Bytes64 code_bytes(const uint8_t* group, int v) {
   switch (v) {
-    case 0: return load_code<F, 0>(group);
-    case 1: return load_code<F, 1>(group);
-    case 2: return load_code<F, 2>(group);
-    case 3: return load_code<F, 3>(group);
-    case 4: return load_code<F, 4>(group);
-    case 5: return load_code<F, 5>(group);
-    case 6: return load_code<F, 6>(group);
-    default: return load_code<F, 7>(group);
+    case 0: return code_bytes<F, 0>(group);
+    case 1: return code_bytes<F, 1>(group);
+    case 2: return code_bytes<F, 2>(group);
+    case 3: return code_bytes<F, 3>(group);
+    case 4: return code_bytes<F, 4>(group);
+    case 5: return code_bytes<F, 5>(group);
+    case 6: return code_bytes<F, 6>(group);
+    default: return code_bytes<F, 7>(group);
   }
 }
+// The same, ready for Dot.
+template <Format F> GEMMARY_INLINE CodeOf<F> load_code(const uint8_t* group, int v) { return Dot<Codec<F>::kBits>::prepare(code_bytes<F>(group, v)); }
 
 // Vector v of a group, for a v that is known only at run time, 0..7.
 template <Format F> GEMMARY_INLINE CodeOf<F> load_any_code(const uint8_t* group, int v) {

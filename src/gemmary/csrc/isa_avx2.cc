@@ -13,11 +13,12 @@ struct Tiles {
 
 #include "activations_impl.h"
 #include "attention_impl.h"
+#include "dequantize_impl.h"
 #include "head_impl.h"
 #include "kernels.h"
 #include "linear_float_impl.h"
 #include "probe_impl.h"
 
 namespace gemmary {
-extern const Kernels kAvx2Kernels{Isa::Avx2, "avx2", avx2::quantize_activations, avx2::linear, &avx2::kStepKernels, &avx2::kHeadKernels, &avx2::kProbe};
+extern const Kernels kAvx2Kernels{Isa::Avx2, "avx2", avx2::quantize_activations, avx2::linear, &avx2::kStepKernels, &avx2::kHeadKernels, &avx2::kProbe, avx2::dequantize};
 }  // namespace gemmary

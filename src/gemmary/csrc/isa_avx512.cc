@@ -13,11 +13,12 @@ struct Tiles {
 
 #include "activations_impl.h"
 #include "attention_impl.h"
+#include "dequantize_impl.h"
 #include "head_impl.h"
 #include "kernels.h"
 #include "linear_float_impl.h"
 #include "probe_impl.h"
 
 namespace gemmary {
-extern const Kernels kAvx512Kernels{Isa::Avx512, "avx512", avx512::quantize_activations, avx512::linear, &avx512::kStepKernels, &avx512::kHeadKernels, &avx512::kProbe};
+extern const Kernels kAvx512Kernels{Isa::Avx512, "avx512", avx512::quantize_activations, avx512::linear, &avx512::kStepKernels, &avx512::kHeadKernels, &avx512::kProbe, avx512::dequantize};
 }  // namespace gemmary

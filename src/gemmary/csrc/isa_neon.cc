@@ -13,11 +13,12 @@ struct Tiles {
 
 #include "activations_impl.h"
 #include "attention_impl.h"
+#include "dequantize_impl.h"
 #include "head_impl.h"
 #include "kernels.h"
 #include "linear_float_impl.h"
 #include "probe_impl.h"
 
 namespace gemmary {
-extern const Kernels kNeonKernels{Isa::Neon, "neon", neon::quantize_activations, neon::linear, &neon::kStepKernels, &neon::kHeadKernels, &neon::kProbe};
+extern const Kernels kNeonKernels{Isa::Neon, "neon", neon::quantize_activations, neon::linear, &neon::kStepKernels, &neon::kHeadKernels, &neon::kProbe, neon::dequantize};
 }  // namespace gemmary

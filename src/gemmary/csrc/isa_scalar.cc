@@ -13,11 +13,12 @@ struct Tiles {
 
 #include "activations_impl.h"
 #include "attention_impl.h"
+#include "dequantize_impl.h"
 #include "head_impl.h"
 #include "kernels.h"
 #include "linear_float_impl.h"
 #include "probe_impl.h"
 
 namespace gemmary {
-extern const Kernels kScalarKernels{Isa::Scalar, "scalar", scalar::quantize_activations, scalar::linear, &scalar::kStepKernels, &scalar::kHeadKernels, &scalar::kProbe};
+extern const Kernels kScalarKernels{Isa::Scalar, "scalar", scalar::quantize_activations, scalar::linear, &scalar::kStepKernels, &scalar::kHeadKernels, &scalar::kProbe, scalar::dequantize};
 }  // namespace gemmary

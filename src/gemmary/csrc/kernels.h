@@ -4,6 +4,7 @@
 #include <optional>
 #include <string_view>
 
+#include "dequantize.h"
 #include "head.h"
 #include "linear.h"
 #include "probe.h"
@@ -21,6 +22,7 @@ struct Kernels {
   const StepKernels* step;
   const HeadKernels* head;
   const Probe* probe;
+  DequantizeFunction* dequantize;
 };
 
 const char* isa_name(Isa isa);                         // "scalar", "avx2", "avx512", "neon"

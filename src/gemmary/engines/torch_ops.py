@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gemmary.config import Config
+from gemmary.engines.torch_attention import Tile, attend
 
-QUERY_TILE = 512
-"""Queries attended to at once: bounds the float32 scores, and lets a windowed tile read only the keys it sees."""
+QUERY_TILE = 128
+"""Queries attended to at once: bounds the float32 scores, and lets a tile read only the keys that it sees."""
 VOCABULARY_TILE = 4096
 """Rows of the head widened to float32 at once where it is stored in bfloat16."""
 
@@ -93,17 +94,6 @@ class StepCache:
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Queries of one sequence that attend together, and the keys `first..last - 1` that any of them sees."""
-
-    queries: slice
-    first: int
-    last: int
-    mask: Tensor | None
-    """[queries, keys], True where seen; None if every query of the tile sees every key of it."""
-
-
-@dataclass(frozen=True)
 class Visible:
     """`visible` [T, 2] of the step as tiles, for each sequence its own. Made once a step, read in every layer."""
 
@@ -120,8 +110,8 @@ def _tiles(spans: npt.NDArray[np.int32], device: torch.device) -> list[Tile]:
         first, last = spans[begin : begin + QUERY_TILE].T
         key = np.arange(first.min(), last.max() + 1)
         seen = (key >= first[:, None]) & (key <= last[:, None])
-        mask = None if seen.all() else torch.from_numpy(seen).to(device)
-        tiles.append(Tile(slice(begin, begin + len(first)), int(key[0]), int(key[-1]) + 1, mask))
+        unseen = None if seen.all() else torch.from_numpy(~seen).to(device)
+        tiles.append(Tile(slice(begin, begin + len(first)), slice(int(key[0]), int(key[-1]) + 1), unseen))
     return tiles
 
 
@@ -170,12 +160,14 @@ class TorchOps:
         scale: float,
         softcap: float | None,
     ) -> tuple[Tensor, StepCache]:
+        sequences = list(zip(cache.caches, cache.rows, visible.tiles, strict=True))
+        if all(kept is None for kept in cache.caches):
+            moved = [tile.moved(rows.start) for _, rows, tiles in sequences for tile in tiles]
+            return attend(q, k, v, moved, scale, softcap), cache
         outs = []
-        for kept, rows, tiles in zip(cache.caches, cache.rows, visible.tiles, strict=True):
+        for kept, rows, tiles in sequences:
             keys, values = (k[rows], v[rows]) if kept is None else kept.append(layer, k[rows], v[rows])
-            for tile in tiles:
-                seen = slice(tile.first, tile.last)
-                outs.append(_attend(q[rows][tile.queries], keys[seen], values[seen], tile.mask, scale, softcap))
+            outs.append(attend(q[rows], keys, values, tiles, scale, softcap))
         return torch.cat(outs), cache
 
     def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
@@ -202,18 +194,3 @@ class TorchOps:
         if self.taps is not None:
             self.taps[name] = x.detach().reshape(x.shape[0], -1).float().cpu().numpy()
         return x
-
-
-def _attend(
-    q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, mask_TS: Tensor | None, scale: float, softcap: float | None
-) -> Tensor:
-    """One tile of queries over the keys that it sees -> [T, N*H]. float32 inside."""
-    T, N, H = q_TNH.shape
-    q_TKGH = q_TNH.float().view(T, k_SKH.shape[1], -1, H)
-    scores_KGTS = torch.einsum("tkgh,skh->kgts", q_TKGH, k_SKH.float()) * scale
-    if softcap:
-        scores_KGTS = softcap * torch.tanh(scores_KGTS / softcap)
-    if mask_TS is not None:
-        scores_KGTS = scores_KGTS.masked_fill(~mask_TS, -torch.inf)
-    out_TKGH = torch.einsum("kgts,skh->tkgh", scores_KGTS.softmax(dim=-1), v_SKH.float())
-    return out_TKGH.reshape(T, N * H).to(q_TNH.dtype)

@@ -1,0 +1,208 @@
+"""Modules whose weights stay as they are stored, quantized and packed, while gradients flow through them.
+
+A matrix is kept as the native engine's panels (csrc/packed.h): those of a packed folder are used where the file is
+mapped, other leaves are packed once, and unquantized ones may be quantized with that. Both the product and its gradient
+dequantize some output rows at a time into a scratch that every module uses in turn, and multiply with that, so never is
+more than a tile of a weight in memory in another form. The weights themselves take no gradient: what is trained stands
+beside them.
+
+Dequantization is done by the native core on the CPU, and tensors on another device are refused. A GPU would need the
+packed codes in its own memory and a kernel that unpacks them there, from `csrc/packed.h`'s layout.
+
+Axes: T tokens, I inputs, O outputs, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from gemmary import _core
+from gemmary.checkpoints.convert import piece
+from gemmary.engines.native import pack
+from gemmary.errors import GemmaryError
+from gemmary.quantize.leaves import Leaf, slices
+
+TILE = 1 << 20
+"""Weights dequantized at once: 4 MiB of float32. Much less starves the matrix product, more falls out of the caches."""
+_PANEL_ROWS = 16
+
+
+@lru_cache(maxsize=1)
+def _runtime(threads: int) -> Any:
+    """The native core's threads: as many as PyTorch computes with."""
+    return _core.Runtime(threads, None)
+
+
+class _Scratch:
+    """Memory for one tile in each dtype, shared by all modules. A tile is valid until the next one is asked for:
+    autograd is told of every change, so that a graph that kept a tile fails instead of using another's values."""
+
+    def __init__(self) -> None:
+        self._memory: dict[torch.dtype, Tensor] = {}
+
+    def tile(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        memory = self._memory.get(dtype)
+        if memory is None or memory.numel() < rows * columns:
+            with torch.inference_mode(False):
+                memory = self._memory[dtype] = torch.empty(max(TILE, rows * columns), dtype=dtype)
+        torch.autograd.graph.increment_version(memory)
+        return memory[: rows * columns].view(rows, columns)
+
+
+_SCRATCH = _Scratch()
+
+
+class PackedMatrix:
+    """A frozen matrix [rows, columns] in panels, whose rows are dequantized when asked for."""
+
+    def __init__(self, leaf: Leaf, format: str | None = None) -> None:
+        """format: None = as stored, which maps or copies what there is; another is made from it, a slice at a time.
+
+        Raises GemmaryError for a leaf that is not a matrix, that does not fit the format, or that has one which the
+        kernels do not.
+        """
+        if len(leaf.shape) != 2:
+            raise GemmaryError(f"only matrices stay quantized, not a weight of shape {leaf.shape}")
+        self.shape = (leaf.shape[0], leaf.shape[1])
+        self.format = format or leaf.format
+        runtime = _runtime(torch.get_num_threads())
+        try:
+            if self.format == leaf.format:
+                self._packed = pack(runtime, leaf, self.format)
+                return
+            self._packed = _core.PackedWeight(runtime, self.format, *self.shape)
+            for start, stop in slices(leaf):
+                self._packed.pack(runtime, start, piece(leaf, start, stop, self.format))
+                leaf.release(start, stop)
+        except ValueError as error:
+            raise GemmaryError(str(error)) from error
+
+    @property
+    def panels(self) -> npt.NDArray[np.uint8]:
+        """In memory of their own, or in a mapped file: `Packed.panels`."""
+        array: npt.NDArray[np.uint8] = self._packed.panels
+        return array
+
+    @property
+    def nbytes(self) -> int:
+        """Of the panels."""
+        size: int = self._packed.nbytes
+        return size
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """First and last (exclusive) of consecutive rows, whole panels that are about `TILE` weights."""
+        rows, columns = self.shape
+        step = max(_PANEL_ROWS, TILE // columns // _PANEL_ROWS * _PANEL_ROWS)
+        return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+    def read(self, start: int, out: Tensor) -> Tensor:
+        """Fills `out` [n, columns], float32 or bfloat16, with the rows from `start` on; returns it."""
+        array = out.numpy() if out.dtype == torch.float32 else out.view(torch.uint16).numpy()
+        self._packed.dequantize(_runtime(torch.get_num_threads()), start, array)
+        return out
+
+    def tile(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Rows [start, stop) in the shared scratch: valid until any module's next tile."""
+        return self.read(start, _SCRATCH.tile(stop - start, self.shape[1], dtype))
+
+
+class _Product(torch.autograd.Function):
+    """x [T, I] times the transpose of a packed matrix [O, I] -> [T, O]; gradients flow to x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: PackedMatrix) -> Tensor:
+        ctx.matrix = matrix
+        out = x.new_empty(x.shape[0], matrix.shape[0])
+        for start, stop in matrix.tiles():
+            torch.mm(x, matrix.tile(start, stop, x.dtype).t(), out=out[:, start:stop])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (grad,) = gradients
+        matrix: PackedMatrix = ctx.matrix
+        if grad.dtype == torch.float32:
+            total = grad.new_zeros(grad.shape[0], matrix.shape[1])
+            for start, stop in matrix.tiles():
+                total.addmm_(grad[:, start:stop], matrix.tile(start, stop, grad.dtype))
+            return total, None
+        total = grad.new_zeros(grad.shape[0], matrix.shape[1], dtype=torch.float32)
+        for start, stop in matrix.tiles():  # the tiles' parts are summed in float32
+            total += grad[:, start:stop] @ matrix.tile(start, stop, grad.dtype)
+        return total.to(grad.dtype), None
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer without bias on a frozen leaf [O, I] of any format: in place of an `nn.Linear`."""
+
+    place: Tensor
+
+    def __init__(self, leaf: Leaf, dtype: torch.dtype = torch.float32, format: str | None = None) -> None:
+        """dtype: of the activations that it is fed, which `place` tells to what is put around it. format: see
+        `PackedMatrix`."""
+        super().__init__()
+        self.matrix = PackedMatrix(leaf, format)
+        self.out_features, self.in_features = self.matrix.shape
+        self.register_buffer("place", torch.empty(0, dtype=dtype), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., I] in float32 or bfloat16 -> [..., O] in the same."""
+        _check(x)
+        out: Tensor = _Product.apply(x.reshape(-1, self.in_features), self.matrix)  # type: ignore[no-untyped-call]
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def tile(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of the weight in float32 [stop - start, I], valid until any module's next tile."""
+        return self.matrix.tile(start, stop)
+
+    def row_squares(self) -> Tensor:
+        """Sums of squares of the weight's rows [O], float32: what DoRA divides by."""
+        return torch.cat([self.tile(start, stop).square().sum(dim=1) for start, stop in self.matrix.tiles()])
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.matrix.format}"
+
+
+class QuantizedEmbedding(nn.Module):
+    """A frozen token table [V, D] of any format: in place of an `nn.Embedding`, and of the head that is tied to it."""
+
+    def __init__(self, leaf: Leaf, format: str | None = None) -> None:
+        """format: see `PackedMatrix`."""
+        super().__init__()
+        self.matrix = PackedMatrix(leaf, format)
+        self.num_embeddings, self.embedding_dim = self.shape = self.matrix.shape
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Ids [...] in 0 … V - 1 -> their rows in float32 [..., D]."""
+        _check(tokens)
+        return self.rows(tokens.reshape(-1)).view(*tokens.shape, self.embedding_dim)
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """The rows of some tokens [R] in float32 [R, D], in memory of their own."""
+        found = torch.empty(len(tokens), self.embedding_dim)
+        for number, token in enumerate(tokens.tolist()):
+            self.matrix.read(token, found[number : number + 1])
+        return found
+
+    def tile(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of the table in float32 [stop - start, D], for the scores of a part of the vocabulary:
+        valid until any module's next tile."""
+        return self.matrix.tile(start, stop)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.matrix.format}"
+
+
+def _check(x: Tensor) -> None:
+    if x.device.type != "cpu":
+        raise GemmaryError(f"a quantized base is tuned on the CPU only, not on {x.device}: choose --device cpu")
+    if x.is_floating_point() and x.dtype not in (torch.float32, torch.bfloat16):
+        raise GemmaryError(f"a quantized layer computes in float32 or bfloat16, not {x.dtype}")
