@@ -11,6 +11,7 @@ choosing its settings too. Both models predict the same tokens, each document's 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from gemmary.tokenizer import Tokenizer
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -142,3 +145,37 @@ class KneserNey:
 
 def _few(counts: Ints) -> tuple[npt.NDArray[np.bool_], ...]:
     return counts == 1, counts == 2, counts >= 3
+
+
+def read(path: Path, tokenizer: Tokenizer) -> tuple[list[Ints], int]:
+    """The documents of a .jsonl file as ids, and their bytes. Markers in a text are text, as they were to the model."""
+    with open(path, encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in file]
+    ids = [np.array(tokenizer.encode(text, eos=True, escape_markers=True), np.int64) for text in texts]
+    return ids, sum(len(text.encode()) for text in texts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder of a run of `gemmary pretrain`")
+    parser.add_argument("--order", type=int, default=5, metavar="N", help="tokens of the longest n-gram (default: 5)")
+    arguments = parser.parse_args()
+    start = arguments.out / "start"
+    tokenizer = Tokenizer.from_folder(start / "untrained")
+    train, _ = read(start / "data" / "train.jsonl", tokenizer)
+    validation, _ = read(start / "data" / "valid.jsonl", tokenizer)
+    held_out, held_out_bytes = read(start / "held-out.jsonl", tokenizer)
+    model = KneserNey(train, tokenizer.vocab_size, tokenizer.bos_id, arguments.order)
+    print(f"{arguments.order}-gram model of {sum(map(len, train)):,} tokens")
+    for is_tuned in (False, True):
+        if is_tuned:
+            model.tune(validation)
+        nats = -np.log(model.probabilities(model.seen(held_out))).sum()
+        tokens = sum(map(len, held_out))
+        bits = nats / math.log(2) / held_out_bytes
+        how = "tuned on the validation documents" if is_tuned else "in closed form"
+        print(f"discounts {how}: perplexity {math.exp(nats / tokens):.2f} per token, {bits:.4f} bits per byte")
+
+
+if __name__ == "__main__":
+    main()

