@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from gemmary.config import Config
 from gemmary.engines.torch_attention import Tile, attend
+from gemmary.engines.torch_functions import GegluFunction, RMSNormFunction, RopeFunction
 
 QUERY_TILE = 128
 """Queries attended to at once: bounds the float32 scores, and lets a tile read only the keys that it sees."""
@@ -35,9 +36,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(size, device=device))
 
     def forward(self, x: Tensor, eps: float) -> Tensor:
-        x32 = x.float()
-        scaled = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
-        return (scaled * (1 + self.weight.float())).to(x.dtype)
+        result: Tensor = RMSNormFunction.apply(x, self.weight, eps)  # type: ignore[no-untyped-call]
+        return result
 
 
 class Head(nn.Linear):
@@ -145,9 +145,8 @@ class TorchOps:
         return angles.cos(), angles.sin()
 
     def rope(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        cos, sin = angles
-        first, second = x.float().chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+        result: Tensor = RopeFunction.apply(x, *angles)  # type: ignore[no-untyped-call]
+        return result
 
     def attention(
         self,
@@ -171,7 +170,8 @@ class TorchOps:
         return torch.cat(outs), cache
 
     def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        return (functional.gelu(gate.float(), approximate="tanh") * up.float()).to(gate.dtype)
+        result: Tensor = GegluFunction.apply(gate, up)  # type: ignore[no-untyped-call]
+        return result
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
