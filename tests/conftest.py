@@ -12,8 +12,8 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # before numpy and torch start threads: the workers have the processors already
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from gemmary.tokenizer import Tokenizer  # noqa: E402
-from tests.tokenizer.starter import Arrays, read_arrays  # noqa: E402
+from gemmary.tokenizer import Tokenizer
+from tests.tokenizer.starter import Arrays, read_arrays
 
 COMPILES = ("test_linear_native.py", "test_threads.py")
 """Files that spend minutes in a compiler."""
