@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gemmary.config import Config
+from gemmary.engines.torch_adapters import AdaptedLinear
 from gemmary.engines.torch_attention import Tile, attend
 
 QUERY_TILE = 128
@@ -116,11 +117,15 @@ def _tiles(spans: npt.NDArray[np.int32], device: torch.device) -> list[Tile]:
 
 
 class TorchOps:
-    """`gemmary.ops.spec.Ops` in PyTorch; `dtype` is that of the activations. Taps land in `taps` when given."""
+    """`gemmary.ops.spec.Ops` in PyTorch; `dtype` is that of the activations. Taps land in `taps` when given. adapted:
+    as `Batch.adapted`."""
 
-    def __init__(self, dtype: torch.dtype, taps: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, dtype: torch.dtype, taps: dict[str, Any] | None = None, adapted: Sequence[tuple[int, slice]] = ()
+    ) -> None:
         self.dtype = dtype
         self.taps = taps
+        self.adapted = adapted
 
     def embed(self, table: TokenTable, tokens: Tensor, scale: float) -> Tensor:
         rows: Tensor = table.embedding(tokens)
@@ -129,7 +134,8 @@ class TorchOps:
     def linear(self, x: Tensor, weight: nn.Module | TokenTable) -> Tensor:
         module = weight.head if isinstance(weight, TokenTable) else weight
         assert module is not None
-        result: Tensor = module(x.to(self.dtype))
+        more = (self.adapted,) if isinstance(module, AdaptedLinear) else ()
+        result: Tensor = module(x.to(self.dtype), *more)
         return result
 
     def rms_norm(self, x: Tensor, weight: nn.Module, eps: float) -> Tensor:
