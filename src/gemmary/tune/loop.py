@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from gemmary.checkpoints import Checkpoint, open_checkpoint
-from gemmary.checkpoints.hub import resolve
+from gemmary.checkpoints import Checkpoint, open_named
 from gemmary.errors import GemmaryError
 from gemmary.files import atomic_file, fsync_folder
 from gemmary.memory import require
@@ -55,7 +54,7 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    checkpoint = open_checkpoint(resolve(settings.model))
+    checkpoint = open_named(settings.model)
     data = load_data(settings, checkpoint)
     sizes: dict[str, Any] = {
         "batch_size": settings.batch_size,
