@@ -97,7 +97,7 @@ ALLOWED: dict[str, set[str]] = {
     "generate": {"batch", "config", "engines", "errors", "memory"},
 }
 """For each room, the modules (with what is below them) that it may import besides itself."""
-TOOLS = {"bench", "cli", "drafting", "embedding", "serve", "taps", "tune", "verify"}
+TOOLS = {"adapters", "bench", "cli", "drafting", "embedding", "serve", "taps", "tune", "verify"}
 ABOVE = {"__init__", "__main__", "api", "loaded"} | TOOLS
 """What ties the rooms together: may import any of them, and none of them imports it."""
 PROTOCOL = {"Engine", "EngineInfo", "Logits"}
