@@ -34,6 +34,11 @@ FLAGS = {
     "embed": "MODEL --engine --threads --dtype --quant --kv-dtype TEXT --prompt --title --dimensions",
     "convert": "SRC DST --format --dtype",
     "merge": "MODEL ADAPTER --out --format --quant --dtype --threads",
+    "pretrain": "CONFIG --text --out --held-out --validation --vocab-size --num-layers --hidden-size --num-heads "
+    "--num-kv-heads --head-dim --intermediate-size --context-length --sliding-window --steps --epochs "
+    "--batch-size --sequence-length --accumulation --learning-rate --schedule --warmup-steps --weight- "
+    "decay --clip --optimizer --seed --dtype --device --gradient-checkpointing --threads --evaluate-every "
+    "--patience --checkpoint-every --keep-checkpoints --resume --json",
 }
 
 
