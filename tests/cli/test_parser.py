@@ -36,8 +36,8 @@ FLAGS = {
     "merge": "MODEL ADAPTER --out --format --quant --dtype --threads",
     "pretrain": "CONFIG --text --out --held-out --validation --vocab-size --num-layers --hidden-size --num-heads "
     "--num-kv-heads --head-dim --intermediate-size --context-length --sliding-window --steps --epochs "
-    "--batch-size --sequence-length --accumulation --learning-rate --schedule --warmup-steps --weight- "
-    "decay --clip --optimizer --seed --dtype --device --gradient-checkpointing --threads --evaluate-every "
+    "--batch-size --sequence-length --accumulation --learning-rate --schedule --warmup-steps --weight-decay "
+    "--clip --optimizer --seed --dtype --device --gradient-checkpointing --threads --evaluate-every "
     "--patience --checkpoint-every --keep-checkpoints --resume --json",
 }
 
