@@ -22,16 +22,18 @@ SOURCE = Path(gemmary.__path__[0]).parent
 LOADING = "--engine --threads --dtype --quant --kv-dtype --context"
 SAMPLING = "--temperature --top-k --top-p --min-p --repetition-penalty --seed --max-tokens --stop --stop-id"
 FLAGS = {
-    "run": f"MODEL {LOADING} --draft PROMPT --raw --system --json {SAMPLING} --logprobs",
-    "chat": f"MODEL {LOADING} --draft --system {SAMPLING}",
+    "run": f"MODEL {LOADING} --draft --adapter PROMPT --raw --system --json {SAMPLING} --logprobs",
+    "chat": f"MODEL {LOADING} --draft --adapter --system {SAMPLING}",
     "pull": "MODEL",
     "list": "--all --json",
     "rm": "MODEL --yes",
     "show": "MODEL --json",
-    "verify": "MODEL --against --engine --text --tokens --taps --json --threads --dtype --quant --kv-dtype --isa",
-    "bench": f"MODEL {LOADING} --isa --draft --prefill --decode --repeat --profile --roofline --json",
+    "verify": "MODEL --against --adapter --engine --text --tokens --taps --json "
+    "--threads --dtype --quant --kv-dtype --isa",
+    "bench": f"MODEL {LOADING} --isa --draft --adapter --prefill --decode --repeat --profile --roofline --json",
     "embed": "MODEL --engine --threads --dtype --quant --kv-dtype TEXT --prompt --title --dimensions",
     "convert": "SRC DST --format --dtype",
+    "merge": "MODEL ADAPTER --out --format --quant --dtype --threads",
 }
 
 

@@ -1,4 +1,4 @@
-"""Attention in tiles under autograd against the plain formula: outputs and the gradients of queries, keys and values."""
+"""Attention in tiles under autograd against the plain formula: outputs, and gradients of queries, keys and values."""
 
 from __future__ import annotations
 

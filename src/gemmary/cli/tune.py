@@ -7,8 +7,7 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
-from gemmary.checkpoints import open_checkpoint, starter
-from gemmary.checkpoints.hub import resolve
+from gemmary.checkpoints import open_named, starter
 from gemmary.cli import console, parser
 from gemmary.cli.options import add_options, read_options
 from gemmary.cli.training import Watcher, clock
@@ -63,7 +62,7 @@ def show(settings: Settings, count: int) -> None:
     """Rows as the model sees them."""
     from gemmary.tune.preview import preview
 
-    found = preview(settings, open_checkpoint(resolve(settings.model)), count)
+    found = preview(settings, open_named(settings.model), count)
     if settings.json:
         console.write_json(found.as_json())
         return

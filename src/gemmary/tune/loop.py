@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,7 @@ from typing import Any
 
 import torch
 
-from gemmary.checkpoints import Checkpoint, open_checkpoint
-from gemmary.checkpoints.hub import resolve
+from gemmary.checkpoints import Checkpoint, open_named
 from gemmary.errors import GemmaryError
 from gemmary.files import atomic_file, fsync_folder
 from gemmary.memory import require
@@ -36,6 +36,10 @@ FREE = {"model", "data", "out", "validation", "test", "device", "threads", "chec
 }
 """Settings that a resumed run may change: they leave what is computed alone, or it is compared itself."""
 
+_RESULT = ".result.tmp"
+_LEFTOVER = re.compile(r"\.{1,2}(config\.yaml|metrics\.jsonl|loss\.png|result)\..*tmp")
+"""What a write that a kill cut short leaves in the folder of a run."""
+
 
 def tune(settings: Settings, progress: Progress | None = None) -> Result:
     """Tunes a model and writes the result into `settings.out`. The same settings and rows give the same bytes, however
@@ -50,7 +54,7 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    checkpoint = open_checkpoint(resolve(settings.model))
+    checkpoint = open_named(settings.model)
     data = load_data(settings, checkpoint)
     sizes: dict[str, Any] = {
         "batch_size": settings.batch_size,
@@ -111,26 +115,29 @@ def claimed(out: Path, resume: bool, progress: Progress) -> Iterator[None]:
     except OSError as error:
         raise GemmaryError(f"cannot write {out}: {error.strerror or error}") from error
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for leftover in out.glob(".*.tmp"):  # of writes that a kill cut short
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        holds = {path.name for path in out.iterdir()}
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            advice = "let it end, or choose another --out"
+            raise GemmaryError(f"another process is training into {out}: {advice}") from None
+        leftovers = {path for path in out.iterdir() if _LEFTOVER.fullmatch(path.name)}
+        holds = {path.name for path in out.iterdir()} - {path.name for path in leftovers}
         if holds and not resume:
             raise GemmaryError(f"{out} already holds something: --resume goes on with a run, or choose another --out")
         if holds and not holds & {CONFIG, METRICS, CHECKPOINTS}:
             raise GemmaryError(f"{out} holds no run to resume: choose another --out")
+        for path in leftovers:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         if resume and not (out / CHECKPOINTS).is_dir():
             progress.note(f"{out} has no checkpoint yet: the run begins at the beginning")
         yield
-    except BlockingIOError:
-        raise GemmaryError(f"another process is training into {out}: let it end, or choose another --out") from None
     finally:
         os.close(number)
 
 
 def publish(model: TuneModel, out: Path) -> None:
     """Saves what was learnt into the folder of the run, each file whole; the weights last."""
-    hidden = out / ".result.tmp"
+    hidden = out / _RESULT
     shutil.rmtree(hidden, ignore_errors=True)
     try:
         model.save(hidden)

@@ -191,19 +191,26 @@ def build(checkpoint: Checkpoint, settings: TuneSettings, device: torch.device, 
     def dense(tensor: Tensor) -> nn.Module:
         return module_of(tensor, checkpoint.lookup, dtype, device)
 
-    def quantized(tensor: Tensor) -> nn.Module:
-        from gemmary.engines.torch_quantized import QuantizedEmbedding, QuantizedLinear
+    def frozen(tensor: Tensor) -> nn.Module:
+        """Widened to float32 a tile at a time, with the same result as all at once: narrow weights stay narrow."""
+        leaf = checkpoint.lookup(tensor.name)
+        wide = tensor.is_norm or leaf.format == "F32" or dtype != torch.float32 or device.type != "cpu"
+        return dense(tensor) if wide else packed(tensor, leaf, None)
 
-        if tensor.is_norm:
-            return dense(tensor)
+    def quantized(tensor: Tensor) -> nn.Module:
         leaf = checkpoint.lookup(tensor.name)
         format = "Q4_0" if leaf.format in FLOATS else None  # what is quantized already stays as it is
+        return dense(tensor) if tensor.is_norm else packed(tensor, leaf, format)
+
+    def packed(tensor: Tensor, leaf: Leaf, format: str | None) -> nn.Module:
+        from gemmary.engines.torch_quantized import QuantizedEmbedding, QuantizedLinear
+
         return QuantizedEmbedding(leaf, format) if tensor.name == "embed" else QuantizedLinear(leaf, dtype, format)
 
     def master(tensor: Tensor) -> nn.Module:
         return module_of(tensor, checkpoint.lookup, torch.float32, device, MasterLinear)
 
-    make = {"lora": dense, "qlora": quantized, "full": master}[settings.method]
+    make = {"lora": frozen, "qlora": quantized, "full": master}[settings.method]
     return TuneModel(checkpoint, settings, make, dtype).train()
 
 
