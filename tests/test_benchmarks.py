@@ -112,6 +112,13 @@ def test_attention() -> None:
     assert all("GB/s of" in line or "GFLOP/s" in line for line in lines)
 
 
+def test_a_long_context(tiny: Path) -> None:
+    script = run("long_context.py", "--model", str(tiny), "--context", "40", "--tokens", "2", "--repeat", "1")
+    lines = script.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["bfloat16", "int8"]
+    assert all("40 tokens of context" in line and "of the bound" in line for line in lines)
+
+
 def test_speculation(starter_gguf: Path) -> None:
     script = run("speculation.py", "--model", str(starter_gguf), "--tokens", "24", "--repeat", "1")
     lines = script.stdout.splitlines()

@@ -12,12 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gemmary import zoo
 from gemmary.adapters import open_adapters, wrapped
-from gemmary.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
-from gemmary.checkpoints.hub import RANDOM, parse, resolve
+from gemmary.checkpoints import Checkpoint, open_named, save_checkpoint
+from gemmary.checkpoints.hub import RANDOM
 from gemmary.checkpoints.peft import Adapter
-from gemmary.checkpoints.starter import NAME
 from gemmary.checkpoints.tensors import tensors
 from gemmary.config import Config
 from gemmary.engines import ENGINES, KV_DTYPES, Engine, open_engine
@@ -65,9 +63,7 @@ def load(
     Raises GemmaryError where something is wrong, missing, or foreseeably larger than the memory.
     """
     _check_options(engine, threads, dtype, quant, kv_dtype)
-    known = zoo.find(str(name))
-    is_name = isinstance(name, str) and not Path(name).exists() and (name == NAME or parse(name) is not None)
-    checkpoint = open_checkpoint(resolve(name), known.name if known else str(name) if is_name else None)
+    checkpoint = open_named(name)
     options: dict[str, Any] = {"threads": threads, "dtype": dtype, "kv_dtype": kv_dtype, "isa": isa}
     if draft is not None and not isinstance(draft, Model):
         draft = load(draft, engine=engine, quant=quant, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +58,6 @@ class Batch:
     def of(cls, config: Config, chunks: Sequence[Chunk], candidates: int = 0) -> Batch:
         tokens: list[int] = []
         positions: list[int] = []
-        prefixes: list[int] = []
         outputs: list[int] = []
         sequences: list[slice] = []
         for chunk in chunks:
@@ -68,15 +68,12 @@ class Batch:
             begin, end = len(tokens), len(tokens) + len(chunk.tokens)
             tokens.extend(chunk.tokens)
             positions.extend(range(chunk.start, chunk.start + len(chunk.tokens)))
-            prefix = chunk.start + len(chunk.tokens) if config.bidirectional else chunk.prefix
-            prefixes.extend([prefix] * len(chunk.tokens))
             outputs.extend({"last": range(end - 1, end), "all": range(begin, end), "none": range(0)}[chunk.outputs])
             sequences.append(slice(begin, end))
         seen: dict[LayerType, Int32] = {}
         for kind in config.kinds:
             window = config.window(kind)
-            pairs = [visible(p, n, window, config.bidirectional) for p, n in zip(positions, prefixes, strict=True)]
-            seen[kind] = np.array(pairs, dtype=np.int32).reshape(-1, 2)
+            seen[kind] = np.concatenate([_NONE, *(_spans(chunk, window, config.bidirectional) for chunk in chunks)])
         return cls(
             np.array(tokens, dtype=np.int32),
             np.array(positions, dtype=np.int32),
@@ -86,3 +83,22 @@ class Batch:
             candidates,
             tuple(chunk.adapter for chunk in chunks),
         )
+
+
+_NONE: Int32 = np.empty((0, 2), dtype=np.int32)
+
+
+def _spans(chunk: Chunk, window: int | None, bidirectional: bool) -> Int32:
+    """First and last key position that each token of a chunk sees, [T, 2]."""
+    end = chunk.start + len(chunk.tokens)
+    if not bidirectional and not chunk.prefix:
+        return _causal(1 << (end - 1).bit_length(), window)[chunk.start : end]
+    prefix = end if bidirectional else chunk.prefix
+    pairs = [visible(position, prefix, window, bidirectional) for position in range(chunk.start, end)]
+    return np.array(pairs, dtype=np.int32).reshape(-1, 2)
+
+
+@lru_cache
+def _causal(length: int, window: int | None) -> Int32:
+    """The spans of a causal sequence, which are the same in all of them."""
+    return np.array([visible(position, 0, window, False) for position in range(length)], dtype=np.int32)

@@ -16,7 +16,6 @@ from gemmary.tokenizer import Tokenizer
 from gemmary.tune.rows import Example, Form, example_of, form_of
 from tests.models import tiny_checkpoint
 from tests.tokenizer import small
-from tests.tokenizer.starter import read_arrays
 
 SETTINGS = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 SMALL = small.build()
@@ -27,17 +26,6 @@ USER = {"role": "user", "content": "What is 2+2?"}
 MODEL = {"role": "assistant", "content": " It is\n\n4.\n"}
 AGAIN = {"role": "user", "content": "\n\n And  3+3?\n"}
 SYSTEM = {"role": "system", "content": "\nBe brief.\n"}
-
-
-@pytest.fixture(scope="session")
-def gemma2(shared: Path) -> Tokenizer:
-    return Tokenizer.from_folder(shared / "tokenizers" / "gemma2")
-
-
-@pytest.fixture(scope="session")
-def gemma3(starter_gguf: Path) -> Tokenizer:
-    a = read_arrays(starter_gguf)
-    return Tokenizer.from_arrays(a.blob, a.offsets, a.scores, a.types, **a.special_ids)
 
 
 @pytest.fixture(params=["gemma1", "gemma3"])
@@ -80,12 +68,14 @@ def test_a_conversation_has_the_ids_of_the_chat_template(
     assert scored_text(example, tokenizer) == "It is\n\n4.<end_of_turn>" * messages.count(MODEL)
 
 
-@pytest.mark.parametrize("messages", [[USER, MODEL], [USER, MODEL, AGAIN, MODEL]])
-def test_transformers_writes_the_same_ids(gemma2: Tokenizer, tmp_path: Path, messages: list[dict[str, str]]) -> None:
+def test_transformers_writes_the_same_ids(gemma2: Tokenizer, shared: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    gemma2.save(tmp_path, chat_template=TEMPLATES["gemma1"])
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, return_dict=False)
-    assert [*made({"messages": messages}, CHAT, gemma2).tokens, *gemma2.encode("\n")] == theirs
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(shared / "tokenizers" / "gemma2" / "tokenizer.json"), bos_token="<bos>"
+    )
+    for messages in ([USER, MODEL], [USER, MODEL, AGAIN, MODEL]):
+        ids = theirs.apply_chat_template(messages, chat_template=TEMPLATES["gemma1"], return_dict=False)
+        assert [*made({"messages": messages}, CHAT, gemma2).tokens, *gemma2.encode("\n")] == ids
 
 
 def test_what_follows_the_last_answer_is_left_off(gemma2: Tokenizer) -> None:

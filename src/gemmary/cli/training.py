@@ -20,7 +20,7 @@ TELL_SECONDS = 30.0
 
 
 class Watcher:
-    """Listens to a run (`gemmary.tune.progress.Progress`) and shows it on stderr; with `json`, on stdout for programs."""
+    """Listens to a run (`gemmary.tune.progress.Progress`): shows it on stderr; with `json`, on stdout for programs."""
 
     def __init__(self, *, json: bool) -> None:
         self._json = json
@@ -99,8 +99,8 @@ def describe(run: Overview) -> list[str]:
     return [
         f"{run.model} · {run.method} on {run.device} in {run.dtype}, {threads} · "
         f"trains {run.trained:,} of {run.parameters:,} weights ({run.trained / run.parameters:.2%})",
-        f"{run.documents:,} documents, {run.tokens:,} tokens, {run.scored:,} of them scored, packed to {run.packing:.1%} · "
-        f"{run.steps:,} steps{resumed}",
+        f"{run.documents:,} documents, {run.tokens:,} tokens, {run.scored:,} of them scored, packed to "
+        f"{run.packing:.1%} · {run.steps:,} steps{resumed}",
     ]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
-from gemmary.checkpoints import starter
+from gemmary.checkpoints import open_named, starter
 from gemmary.cli import console, parser
 from gemmary.cli.options import add_options, read_options
 from gemmary.cli.training import Watcher, clock
@@ -24,15 +25,20 @@ def add(commands: Any) -> None:
     )
     command = parser.command(commands, "tune", run, "tune a model on rows of data (LoRA, QLoRA, full)", details)
     add_options(command, Settings)
-    command.add_argument("--preview", type=parser.count, metavar="N", help="show N rows as the model sees them, and end")
+    command.add_argument(
+        "--preview", type=parser.count, metavar="N", help="show N rows as the model sees them, and end"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     settings = read_options(Settings, arguments)
-    require_torch()
     if settings.model == starter.NAME:
         with console.bar(is_bytes=True) as bar:
             starter.starter_path(bar)
+    if arguments.preview is not None:
+        show(settings, arguments.preview)
+        return
+    require_torch()
     from gemmary.tune.loop import tune
     from gemmary.tune.metrics import draw
 
@@ -52,6 +58,19 @@ def run(arguments: argparse.Namespace) -> None:
         print(describe(result, settings))
 
 
+def show(settings: Settings, count: int) -> None:
+    """Rows as the model sees them."""
+    from gemmary.tune.preview import preview
+
+    found = preview(settings, open_named(settings.model), count)
+    if settings.json:
+        console.write_json(found.as_json())
+        return
+    for notice in found.notices:
+        console.note(f"note: {notice}")
+    found.write(sys.stdout)
+
+
 def require_torch() -> None:
     """Raises GemmaryError where PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
@@ -66,9 +85,12 @@ def describe(result: Result, settings: Settings) -> str:
     if result.stopped_early:
         lines[0] += f"; ended early after {settings.patience} measurements without a better one"
     if result.best_val_loss is not None:
-        lines.append(f"validation loss {result.first_val_loss:.4f} before, {result.best_val_loss:.4f} at its best, step {result.best_step:,}")
+        lines.append(
+            f"validation loss {result.first_val_loss:.4f} before, {result.best_val_loss:.4f} at its best, "
+            f"after step {result.best_step:,}"
+        )
     if result.test_loss is not None:
         lines.append(f"test loss {result.test_loss:.4f}")
     way = f"gemmary run {settings.model} --adapter {result.folder}"
-    lines.append(f"try it: {way if settings.method != 'full' else f'gemmary run {result.folder}'} \"...\"")
+    lines.append(f'try it: {way if settings.method != "full" else f"gemmary run {result.folder}"} "..."')
     return "\n".join(lines)

@@ -1,9 +1,10 @@
 """Modules whose weights stay as they are stored, quantized and packed, while gradients flow through them.
 
 A matrix is kept as the native engine's panels (csrc/packed.h): those of a packed folder are used where the file is
-mapped, other leaves are packed once. Both the product and its gradient dequantize some output rows at a time into a
-scratch that every module uses in turn, and multiply with that, so never is more than a tile of a weight in memory in
-another form. The weights themselves take no gradient: what is trained stands beside them.
+mapped, other leaves are packed once, and unquantized ones may be quantized with that. Both the product and its gradient
+dequantize some output rows at a time into a scratch that every module uses in turn, and multiply with that, so never is
+more than a tile of a weight in memory in another form. The weights themselves take no gradient: what is trained stands
+beside them.
 
 Dequantization is done by the native core on the CPU, and tensors on another device are refused. A GPU would need the
 packed codes in its own memory and a kernel that unpacks them there, from `csrc/packed.h`'s layout.
@@ -23,9 +24,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gemmary import _core
+from gemmary.checkpoints.convert import piece
 from gemmary.engines.native import pack
 from gemmary.errors import GemmaryError
-from gemmary.quantize.leaves import Leaf
+from gemmary.quantize.leaves import Leaf, slices
 
 TILE = 1 << 20
 """Weights dequantized at once: 4 MiB of float32. Much less starves the matrix product, more falls out of the caches."""
@@ -58,18 +60,27 @@ _SCRATCH = _Scratch()
 
 
 class PackedMatrix:
-    """A frozen matrix [rows, columns] in the panels of its own format, whose rows are dequantized when asked for.
+    """A frozen matrix [rows, columns] in panels, whose rows are dequantized when asked for."""
 
-    Raises GemmaryError for a leaf that is not a matrix, or whose format the kernels do not have.
-    """
+    def __init__(self, leaf: Leaf, format: str | None = None) -> None:
+        """format: None = as stored, which maps or copies what there is; another is made from it, a slice at a time.
 
-    def __init__(self, leaf: Leaf) -> None:
+        Raises GemmaryError for a leaf that is not a matrix, that does not fit the format, or that has one which the
+        kernels do not.
+        """
         if len(leaf.shape) != 2:
             raise GemmaryError(f"only matrices stay quantized, not a weight of shape {leaf.shape}")
         self.shape = (leaf.shape[0], leaf.shape[1])
-        self.format = leaf.format
+        self.format = format or leaf.format
+        runtime = _runtime(torch.get_num_threads())
         try:
-            self._packed = pack(_runtime(torch.get_num_threads()), leaf, leaf.format)
+            if self.format == leaf.format:
+                self._packed = pack(runtime, leaf, self.format)
+                return
+            self._packed = _core.PackedWeight(runtime, self.format, *self.shape)
+            for start, stop in slices(leaf):
+                self._packed.pack(runtime, start, piece(leaf, start, stop, self.format))
+                leaf.release(start, stop)
         except ValueError as error:
             raise GemmaryError(str(error)) from error
 
@@ -134,10 +145,11 @@ class QuantizedLinear(nn.Module):
 
     place: Tensor
 
-    def __init__(self, leaf: Leaf, dtype: torch.dtype = torch.float32) -> None:
-        """dtype: of the activations that it is fed, which `place` tells to what is put around it."""
+    def __init__(self, leaf: Leaf, dtype: torch.dtype = torch.float32, format: str | None = None) -> None:
+        """dtype: of the activations that it is fed, which `place` tells to what is put around it. format: see
+        `PackedMatrix`."""
         super().__init__()
-        self.matrix = PackedMatrix(leaf)
+        self.matrix = PackedMatrix(leaf, format)
         self.out_features, self.in_features = self.matrix.shape
         self.register_buffer("place", torch.empty(0, dtype=dtype), persistent=False)
 
@@ -162,9 +174,10 @@ class QuantizedLinear(nn.Module):
 class QuantizedEmbedding(nn.Module):
     """A frozen token table [V, D] of any format: in place of an `nn.Embedding`, and of the head that is tied to it."""
 
-    def __init__(self, leaf: Leaf) -> None:
+    def __init__(self, leaf: Leaf, format: str | None = None) -> None:
+        """format: see `PackedMatrix`."""
         super().__init__()
-        self.matrix = PackedMatrix(leaf)
+        self.matrix = PackedMatrix(leaf, format)
         self.num_embeddings, self.embedding_dim = self.shape = self.matrix.shape
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ class Fit:
         for micro in micros:
             loss = self.model.loss(micro)
             (loss / scored).backward()  # type: ignore[no-untyped-call]
-            total += float(loss)
+            total += float(loss.detach())
         assert plan.learning_rate is not None
         rate = learning_rate(
             plan.schedule, state.step, peak=plan.learning_rate, steps=self.steps, warmup=plan.warmup_steps
@@ -173,9 +173,7 @@ class Fit:
         tokens_per_s: float | None = None,
     ) -> Line:
         state = self.state
-        return Line(
-            state.step, loss, val_loss, rate, norm, state.tokens, tokens_per_s, peak_rss_bytes(), self.seconds
-        )
+        return Line(state.step, loss, val_loss, rate, norm, state.tokens, tokens_per_s, peak_rss_bytes(), self.seconds)
 
     def _save(self) -> None:
         files = capture(self.trained, self.optimizer)
@@ -186,8 +184,8 @@ class Fit:
         steps = self.checkpoints.steps()
         left = f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no checkpoint yet"
         return GemmaryError(
-            f"step {self.state.step + 1}: {what}, so nothing was changed by it: begin again with a lower --learning-rate "
-            f"or more --warmup-steps ({left})"
+            f"step {self.state.step + 1}: {what}, so nothing was changed by it: begin again with a lower "
+            f"--learning-rate or more --warmup-steps ({left})"
         )
 
 

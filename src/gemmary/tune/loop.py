@@ -14,20 +14,19 @@ from typing import Any
 
 import torch
 
-from gemmary.checkpoints import Checkpoint, open_checkpoint
-from gemmary.checkpoints.hub import resolve
+from gemmary.checkpoints import Checkpoint, open_named
 from gemmary.errors import GemmaryError
 from gemmary.files import atomic_file, fsync_folder
 from gemmary.memory import require
+from gemmary.tune.data import load_data
 from gemmary.tune.device import choose_device, choose_dtype, matmul_ceiling, memory_told, training_flops
 from gemmary.tune.fit import CHECKPOINTS, Fit
 from gemmary.tune.metrics import METRICS, peak_rss_bytes
 from gemmary.tune.model import TuneModel, build
-from gemmary.tune.packing import Batches, inputs
+from gemmary.tune.packing import Batches
 from gemmary.tune.progress import Overview, Progress, Result, Silent
 from gemmary.tune.rows import Example
 from gemmary.tune.settings import Settings
-from gemmary.tune.sources import read_data
 
 CONFIG = "config.yaml"
 FREE = {"model", "data", "out", "validation", "test", "device", "threads", "checkpoint_every", "keep_checkpoints"} | {
@@ -50,15 +49,19 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    checkpoint = open_checkpoint(resolve(settings.model))
-    data = read_data(settings, checkpoint)
-    for notice in [*checkpoint.notices, *data.notices]:
-        progress.note(notice)
-    sizes = {"batch_size": settings.batch_size, "sequence_length": settings.sequence_length, "seed": settings.seed}
+    checkpoint = open_named(settings.model)
+    data = load_data(settings, checkpoint)
+    sizes: dict[str, Any] = {
+        "batch_size": settings.batch_size,
+        "sequence_length": settings.sequence_length,
+        "seed": settings.seed,
+    }
     batches = Batches(data.train, checkpoint.config, **sizes)
     held_out = [
         Batches(rows, checkpoint.config, **sizes, shuffle=False) if rows else None for rows in (data.valid, data.test)
     ]
+    for notice in [*checkpoint.notices, *data.notices, *batches.notices]:
+        progress.note(notice)
     with claimed(out, settings.resume, progress), memory_told():
         _require_memory(checkpoint, settings, dtype)
         torch.manual_seed(settings.seed)
@@ -70,9 +73,7 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
             return flops / seconds / ceiling
 
         fixed = _fixed(settings, checkpoint, device, dtype, {"data": data.train, "validation": data.valid})
-        fit = Fit(
-            model, settings, batches, held_out[0], folder=out, fixed=fixed, progress=progress, share=share
-        )
+        fit = Fit(model, settings, batches, held_out[0], folder=out, fixed=fixed, progress=progress, share=share)
         with atomic_file(out / CONFIG) as file:
             file.write(dataclasses.replace(settings, resume=False).to_yaml().encode())
         progress.begin(_overview(fit, model, settings, checkpoint, device, dtype))
@@ -178,7 +179,7 @@ def _overview(
     fit: Fit, model: TuneModel, settings: Settings, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
 ) -> Overview:
     documents = fit.batches.documents
-    tokens = sum(map(inputs, documents))
+    tokens = sum(fit.batches.lengths)
     trained = sum(weight.numel() for weight in fit.trained.values())
     adapter = trained if settings.method != "full" else 0
     return Overview(

@@ -19,9 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmary.api import GemmaryWarning, load
-from gemmary.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
+from gemmary.checkpoints import Checkpoint, open_named, save_checkpoint
 from gemmary.checkpoints.convert import Progress
-from gemmary.checkpoints.hub import resolve
 from gemmary.checkpoints.peft import read_adapter
 from gemmary.errors import GemmaryError
 from gemmary.files import fsync_folder
@@ -104,7 +103,7 @@ def merge(
         raise GemmaryError(f"the merged weights cannot be stored as {quant}: {why}")
     if out.exists() and (out.is_file() != (format == "gguf") or (out.is_dir() and any(out.iterdir()))):
         raise GemmaryError(f"{out} already exists: choose another name or remove it")
-    checkpoint = open_checkpoint(resolve(model))
+    checkpoint = open_named(model)
     source, notices = _source(checkpoint, adapter), []
     held = checkpoint.lookup("layers.0.gate").format
     stored = quant or dtype or _DTYPES.get(held, "bfloat16")

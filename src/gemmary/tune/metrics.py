@@ -1,8 +1,9 @@
-"""What a run leaves to be looked at: metrics.jsonl, a picture of it, and TensorBoard's files where that is installed."""
+"""What a run leaves to be looked at: metrics.jsonl, a picture of it, TensorBoard's files where that is installed."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import resource
@@ -100,8 +101,10 @@ def draw(folder: Path) -> Path | None:
     axes.set_ylabel("nats per scored token")
     axes.grid(alpha=0.3)
     axes.legend()
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
     with atomic_file(folder / PICTURE) as file:
-        figure.savefig(file, format="png", dpi=120)
+        file.write(drawn.getbuffer())
     return folder / PICTURE
 
 

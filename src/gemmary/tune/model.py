@@ -20,7 +20,7 @@ from gemmary.engines.torch_modules import Model, module_of
 from gemmary.engines.torch_ops import StepCache, TorchOps, Visible
 from gemmary.errors import GemmaryError
 from gemmary.model import decoder
-from gemmary.quantize.leaves import Dense, Leaf
+from gemmary.quantize.leaves import FLOATS, Dense, Leaf
 from gemmary.tune.lora import LoraLinear, LoraSettings, attach
 from gemmary.tune.losses import DenseTable, Table, cross_entropy
 
@@ -180,18 +180,31 @@ class Trained:
 def build(checkpoint: Checkpoint, settings: TuneSettings, device: torch.device, dtype: torch.dtype) -> TuneModel:
     """The model of a checkpoint as a run tunes it, in training mode.
 
-    dtype: of computing, float32 or bfloat16. Raises GemmaryError for a model that has no next-token scores.
+    dtype: of computing, float32 or bfloat16. Raises GemmaryError for a model that has no next-token scores, for one
+    whose rows do not divide into blocks where it is to be quantized, and for a quantized one on another device.
     """
     if checkpoint.config.bidirectional:
         raise GemmaryError(f"{checkpoint.name} is an embedding model: it has no next-token scores to tune on")
+    if settings.method == "qlora" and device.type != "cpu":
+        raise GemmaryError(f"a quantized base is tuned on the CPU only, not on {device}: choose --device cpu")
 
     def dense(tensor: Tensor) -> nn.Module:
         return module_of(tensor, checkpoint.lookup, dtype, device)
 
+    def quantized(tensor: Tensor) -> nn.Module:
+        from gemmary.engines.torch_quantized import QuantizedEmbedding, QuantizedLinear
+
+        if tensor.is_norm:
+            return dense(tensor)
+        leaf = checkpoint.lookup(tensor.name)
+        format = "Q4_0" if leaf.format in FLOATS else None  # what is quantized already stays as it is
+        return QuantizedEmbedding(leaf, format) if tensor.name == "embed" else QuantizedLinear(leaf, dtype, format)
+
     def master(tensor: Tensor) -> nn.Module:
         return module_of(tensor, checkpoint.lookup, torch.float32, device, MasterLinear)
 
-    return TuneModel(checkpoint, settings, master if settings.method == "full" else dense, dtype).train()
+    make = {"lora": dense, "qlora": quantized, "full": master}[settings.method]
+    return TuneModel(checkpoint, settings, make, dtype).train()
 
 
 def _array(weight: torch.Tensor) -> np.typing.NDArray[np.float32]:

@@ -63,10 +63,11 @@ class Batches:
         self.documents = [piece for example in examples for piece in fitted(example, sequence_length)]
         cut = len(self.documents) - len(examples)
         self.notices = (f"texts longer than {sequence_length:,} tokens were cut: {cut:,} more documents",) * (cut > 0)
-        self._lengths = [inputs(document) for document in self.documents]
-        self._config = config
+        self.lengths = [inputs(document) for document in self.documents]
+        """Tokens that are computed of each."""
+        self.config = config
         self._batch_size = batch_size
-        self._sequence_length = sequence_length
+        self.sequence_length = sequence_length
         self._seed = seed
         self._shuffle = shuffle
         self._planned: tuple[int, list[list[int]]] = (-1, [])
@@ -78,7 +79,7 @@ class Batches:
     def get(self, epoch: int, index: int) -> MicroBatch:
         """One of `count(epoch)` micro-batches: a function of the arguments and of nothing that went before."""
         packs = self.packs(epoch)[index * self._batch_size : (index + 1) * self._batch_size]
-        return micro_batch(self._config, [self.documents[i] for pack in packs for i in pack])
+        return micro_batch(self.config, [self.documents[i] for pack in packs for i in pack])
 
     def packs(self, epoch: int) -> list[list[int]]:
         """The documents of each pack of an epoch, as indices into `documents`; each document once."""
@@ -98,7 +99,7 @@ class Batches:
         documents = order(len(self.documents))
         packs: list[list[int]] = []
         for start in range(0, len(documents), WINDOW):
-            packs += packed(documents[start : start + WINDOW], self._lengths, self._sequence_length)
+            packs += packed(documents[start : start + WINDOW], self.lengths, self.sequence_length)
         return [packs[i] for i in order(len(packs))]  # or else a window's short documents would come last
 
 
