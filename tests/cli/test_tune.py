@@ -9,10 +9,23 @@ import pytest
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from tests.cli.conftest import Gemmary  # noqa: E402
-from tests.one_thread import one_torch_thread as one_torch_thread  # noqa: E402
+from tests.cli.conftest import Gemmary
+from tests.one_thread import one_torch_thread as one_torch_thread
 
-FAST = ("--steps", 2, "--batch-size", 1, "--sequence-length", 64, "--lora-rank", 2, "--threads", 1, "--dtype", "float32")
+FAST = (
+    "--steps",
+    2,
+    "--batch-size",
+    1,
+    "--sequence-length",
+    64,
+    "--lora-rank",
+    2,
+    "--threads",
+    1,
+    "--dtype",
+    "float32",
+)
 
 
 @pytest.fixture

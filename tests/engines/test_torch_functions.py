@@ -30,23 +30,23 @@ def geglu(gate: Any, up: Any) -> Any:
 CASES: dict[str, tuple[Formula, Formula, tuple[tuple[int, ...], ...], tuple[bool, ...]]] = {
     "rms_norm": (
         rms_norm,
-        lambda x, weight: functions.rms_norm(x, weight, 1e-3),
+        lambda x, weight: functions.RMSNormFunction.apply(x, weight, 1e-3),
         ((5, 3, 13), (13,)),
         (True, True),
     ),
     "rms_norm-frozen": (
         rms_norm,
-        lambda x, weight: functions.rms_norm(x, weight, 1e-3),
+        lambda x, weight: functions.RMSNormFunction.apply(x, weight, 1e-3),
         ((7, 13), (13,)),
         (True, False),
     ),
     "rope": (
         rope,
-        lambda x, angle: functions.rotate(x, angle.float().cos(), angle.float().sin()),
+        lambda x, angle: functions.RopeFunction.apply(x, angle.float().cos(), angle.float().sin()),
         ((7, 3, 10), (7, 1, 5)),
         (True, False),
     ),
-    "geglu": (geglu, functions.geglu, ((7, 13), (7, 13)), (True, True)),
+    "geglu": (geglu, functions.GegluFunction.apply, ((7, 13), (7, 13)), (True, True)),
 }
 
 

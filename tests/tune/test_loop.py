@@ -93,7 +93,9 @@ def test_early_stopping_saves_the_best(tiny: Tiny) -> None:
     saved = read_adapter(result.folder, open_checkpoint(Path(tiny.settings.model)).config).weights
     best = kept(result.folder).load(result.best_step).files["weights"].values()
     found = [array for each in saved.values() for array in (each.a, each.b)]
-    assert sorted(float(np.abs(array).sum()) for array in found) == sorted(float(np.abs(each.numpy()).sum()) for each in best)
+    assert sorted(float(np.abs(array).sum()) for array in found) == sorted(
+        float(np.abs(each.numpy()).sum()) for each in best
+    )
 
 
 def test_rows_for_a_test_are_measured_with_what_was_saved(tiny: Tiny) -> None:
@@ -118,7 +120,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_checkpoint(
 
 def test_a_gradient_that_is_not_finite_moves_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "update", lambda *arguments: math.inf)
-    with pytest.raises(GemmaryError, match="step 1: the gradient's norm is inf.*there is no checkpoint yet"):
+    with pytest.raises(GemmaryError, match=r"step 1: the gradient's norm is inf.*there is no checkpoint yet"):
         tiny.tune("inf")
 
 
@@ -167,5 +169,18 @@ def test_two_processes_do_not_train_into_one_folder(tiny: Tiny) -> None:
 
 def test_too_little_memory_is_told_before_the_start(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gemmary.memory.available_bytes", lambda: 1000)
-    with pytest.raises(GemmaryError, match="tuning tiny with --method full needs about .* available: choose --method"):
+    with pytest.raises(
+        GemmaryError, match=r"tuning tiny with --method full needs about .* available: choose --optimizer"
+    ):
         tiny.tune("too-large", method="full", lora_dropout=0.0)
+
+
+def test_activations_are_computed_twice_where_they_do_not_fit_with_the_same_bits(
+    tiny: Tiny, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemmary.tune.room.available_bytes", lambda: 100_000)
+    heard = Heard()
+    tiny.tune("tight", heard)
+    assert heard.overview is not None
+    assert heard.overview.recomputes
+    assert tiny.left("tight") == undisturbed

@@ -13,11 +13,11 @@ import pytest
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from benchmarks.kills import left_by as left_by  # noqa: E402
-from benchmarks.kills import settings_of  # noqa: E402
-from gemmary.tune import loop  # noqa: E402
-from gemmary.tune.progress import Line, Overview, Result  # noqa: E402
-from gemmary.tune.settings import Settings  # noqa: E402
+from benchmarks.kills import left_by as left_by
+from benchmarks.kills import settings_of
+from gemmary.tune import loop
+from gemmary.tune.progress import Line, Overview, Result
+from gemmary.tune.settings import Settings
 
 
 @dataclass

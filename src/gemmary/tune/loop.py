@@ -18,7 +18,6 @@ import torch
 from gemmary.checkpoints import Checkpoint, open_named
 from gemmary.errors import GemmaryError
 from gemmary.files import atomic_file, fsync_folder
-from gemmary.memory import require
 from gemmary.tune.data import load_data
 from gemmary.tune.device import choose_device, choose_dtype, matmul_ceiling, memory_told, training_flops
 from gemmary.tune.fit import CHECKPOINTS, Fit
@@ -26,11 +25,14 @@ from gemmary.tune.metrics import METRICS, peak_rss_bytes
 from gemmary.tune.model import TuneModel, build
 from gemmary.tune.packing import Batches
 from gemmary.tune.progress import Overview, Progress, Result, Silent
+from gemmary.tune.room import settle
 from gemmary.tune.rows import Example
 from gemmary.tune.settings import Settings
 
 CONFIG = "config.yaml"
-FREE = {"model", "data", "out", "validation", "test", "device", "threads", "checkpoint_every", "keep_checkpoints"} | {
+FREE = {"model", "data", "out", "validation", "test", "device", "threads", "gradient_checkpointing"} | {
+    "checkpoint_every",
+    "keep_checkpoints",
     "resume",
     "json",
 }
@@ -68,9 +70,9 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
     for notice in [*checkpoint.notices, *data.notices, *batches.notices]:
         progress.note(notice)
     with claimed(out, settings.resume, progress), memory_told():
-        _require_memory(checkpoint, settings, dtype)
+        settled = settle(settings, checkpoint, dtype, device)
         torch.manual_seed(settings.seed)
-        model = build(checkpoint, settings, device, dtype)
+        model = build(checkpoint, settled, device, dtype)
         ceiling = matmul_ceiling(dtype, device)
 
         def share(tokens: int, scored: int, seconds: float) -> float:
@@ -81,7 +83,7 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
         fit = Fit(model, settings, batches, held_out[0], folder=out, fixed=fixed, progress=progress, share=share)
         with atomic_file(out / CONFIG) as file:
             file.write(dataclasses.replace(settings, resume=False).to_yaml().encode())
-        progress.begin(_overview(fit, model, settings, checkpoint, device, dtype))
+        progress.begin(_overview(fit, settled, checkpoint, device, dtype))
         fit.run()
         test_loss = fit.evaluate(held_out[1]) if held_out[1] is not None else None
         publish(model, out)
@@ -171,20 +173,8 @@ def _digest(examples: Sequence[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _require_memory(checkpoint: Checkpoint, settings: Settings, dtype: torch.dtype) -> None:
-    """Of weights, gradients and the optimizer: activations come on top."""
-    count = checkpoint.config.parameters
-    if settings.method == "full":
-        kept = {"adamw": 16, "adafactor": 8}[settings.optimizer] * count
-        advice = "choose --method lora, --optimizer adafactor or a smaller model"
-    else:
-        kept = checkpoint.stored_bytes() if settings.method == "qlora" else count * dtype.itemsize
-        advice = "choose --method qlora or a smaller model"
-    require(kept, f"tuning {checkpoint.name} with --method {settings.method}", advice)
-
-
 def _overview(
-    fit: Fit, model: TuneModel, settings: Settings, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+    fit: Fit, settings: Settings, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
 ) -> Overview:
     documents = fit.batches.documents
     tokens = sum(fit.batches.lengths)
@@ -196,6 +186,7 @@ def _overview(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
+        recomputes=settings.gradient_checkpointing == "on",
         trained=trained,
         parameters=checkpoint.config.parameters + adapter,
         documents=len(documents),
