@@ -21,7 +21,7 @@ from torch.nn import functional
 from gemmary.config import Config
 from gemmary.engines.torch_adapters import AdaptedLinear
 from gemmary.engines.torch_attention import Tile, attend
-from gemmary.engines.torch_functions import geglu, rms_norm
+from gemmary.engines.torch_functions import geglu, rms_norm, rope
 
 QUERY_TILE = 128
 """Queries attended to at once: bounds the float32 scores, and lets a tile read only the keys that it sees."""
@@ -150,9 +150,7 @@ class TorchOps:
         return angles.cos(), angles.sin()
 
     def rope(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        cos, sin = angles
-        first, second = x.float().chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+        return rope(x, angles)
 
     def attention(
         self,
