@@ -21,13 +21,15 @@ class Chunk:
 
     tokens: ids. start: position of the first of them; the sequence's cache holds exactly `start` tokens before this.
     prefix: how many tokens at the start of the sequence see each other (0: causal). A prefix must lie in one chunk.
-    outputs: rows of this chunk whose logits are wanted ("last", "all" or "none").
+    outputs: rows of this chunk whose logits are wanted ("last", "all" or "none"). adapter: number of the sequence's
+    adapter among the model's, from 1, in all its chunks: its keys depend on it. 0: none.
     """
 
     tokens: Sequence[int]
     start: int = 0
     prefix: int = 0
     outputs: str = "last"
+    adapter: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,13 @@ class Batch:
     candidates: int = 0
     """0: every logit is wanted. k: of each row only the k largest (and those tied with the last of them) are; an engine
     may put -inf in place of any other."""
+    adapters: tuple[int, ...] = ()
+    """Number of each sequence's adapter, 0: none. Empty: none for all."""
+
+    def adapted(self) -> list[tuple[int, slice]]:
+        """The sequences that have an adapter: its number, and their rows."""
+        pairs = zip(self.adapters, self.sequences, strict=False)
+        return [(number, rows) for number, rows in pairs if number]
 
     @classmethod
     def of(cls, config: Config, chunks: Sequence[Chunk], candidates: int = 0) -> Batch:
@@ -72,6 +81,7 @@ class Batch:
             np.array(outputs, dtype=np.int32),
             tuple(sequences),
             candidates,
+            tuple(chunk.adapter for chunk in chunks),
         )
 
 

@@ -21,17 +21,34 @@ from tests.cli.conftest import Gemmary
 SOURCE = Path(gemmary.__path__[0]).parent
 LOADING = "--engine --threads --dtype --quant --kv-dtype --context"
 SAMPLING = "--temperature --top-k --top-p --min-p --repetition-penalty --seed --max-tokens --stop --stop-id"
+TRAINING = (
+    "--accumulation --learning-rate --schedule --warmup-steps --weight-decay --clip --optimizer {adapter}--seed "
+    "--dtype --device --gradient-checkpointing --threads {rows}--evaluate-every --patience --checkpoint-every "
+    "--keep-checkpoints --resume"
+)
+ADAPTER = "--lora-rank --lora-alpha --lora-dropout --lora-targets --rslora --dora "
+SHAPE = (
+    "--vocab-size --num-layers --hidden-size --num-heads --num-kv-heads --head-dim --intermediate-size "
+    "--context-length --sliding-window"
+)
+LENGTHS = "--steps --epochs --batch-size --sequence-length"
 FLAGS = {
-    "run": f"MODEL {LOADING} --draft PROMPT --raw --system --json {SAMPLING} --logprobs",
-    "chat": f"MODEL {LOADING} --draft --system {SAMPLING}",
+    "run": f"MODEL {LOADING} --draft --adapter PROMPT --raw --system --json {SAMPLING} --logprobs",
+    "chat": f"MODEL {LOADING} --draft --adapter --system {SAMPLING}",
     "pull": "MODEL",
     "list": "--all --json",
     "rm": "MODEL --yes",
     "show": "MODEL --json",
-    "verify": "MODEL --against --engine --text --tokens --taps --json --threads --dtype --quant --kv-dtype --isa",
-    "bench": f"MODEL {LOADING} --isa --draft --prefill --decode --repeat --profile --roofline --json",
+    "verify": "MODEL --against --adapter --engine --text --tokens --taps --json "
+    "--threads --dtype --quant --kv-dtype --isa",
+    "bench": f"MODEL {LOADING} --isa --draft --adapter --prefill --decode --repeat --profile --roofline --json",
     "embed": "MODEL --engine --threads --dtype --quant --kv-dtype TEXT --prompt --title --dimensions",
     "convert": "SRC DST --format --dtype",
+    "tune": f"-c MODEL DATA --out --method {LENGTHS} "
+    f"{TRAINING.format(adapter=ADAPTER, rows='--validation --test ')} --chat-style --json --preview",
+    "pretrain": f"CONFIG --text --out --held-out --validation {SHAPE} {LENGTHS} "
+    f"{TRAINING.format(adapter='', rows='')} --json",
+    "merge": "MODEL ADAPTER --out --format --quant --dtype --threads",
 }
 
 

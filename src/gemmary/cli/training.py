@@ -95,9 +95,10 @@ class Watcher:
 def describe(run: Overview) -> list[str]:
     """A run before its first step, on a few lines."""
     threads = f"{run.threads} thread{'s' if run.threads > 1 else ''}"
+    twice = ", activations computed twice" if run.recomputes else ""
     resumed = f" · goes on after step {run.resumed:,}" if run.resumed else ""
     return [
-        f"{run.model} · {run.method} on {run.device} in {run.dtype}, {threads} · "
+        f"{run.model} · {run.method} on {run.device} in {run.dtype}, {threads}{twice} · "
         f"trains {run.trained:,} of {run.parameters:,} weights ({run.trained / run.parameters:.2%})",
         f"{run.documents:,} documents, {run.tokens:,} tokens, {run.scored:,} of them scored, packed to "
         f"{run.packing:.1%} · {run.steps:,} steps{resumed}",

@@ -14,11 +14,13 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from gemmary.batch import Batch
 from gemmary.checkpoints import Checkpoint, save_checkpoint
+from gemmary.checkpoints.peft import Adapter, AdapterConfig, LoraWeights, write_adapter
 from gemmary.checkpoints.tensors import Tensor
 from gemmary.config import Config
 from gemmary.engines.torch_modules import Model, module_of
 from gemmary.engines.torch_ops import StepCache, TorchOps, Visible
 from gemmary.errors import GemmaryError
+from gemmary.memory import available_bytes
 from gemmary.model import decoder
 from gemmary.quantize.leaves import FLOATS, Dense, Leaf
 from gemmary.tune.lora import LoraLinear, LoraSettings, attach
@@ -55,6 +57,11 @@ class TuneSettings(LoraSettings, Protocol):
         """on, off or auto."""
         ...
 
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def sequence_length(self) -> int: ...
+
 
 class TuneModel(Model):
     """The decoder with a loss. Weights that stand still are in the dtype of computing, trained ones float32."""
@@ -67,9 +74,14 @@ class TuneModel(Model):
         self.adapters: dict[str, LoraLinear] = {}
         """Name in the tensor table -> the layer that is adapted; none where the whole model is trained."""
         self.recomputes = settings.gradient_checkpointing == "on"
+        """Activations inside the blocks are computed again in the backward pass, to the same bits, and not kept."""
         if settings.method != "full":
             self.requires_grad_(False)
             self.adapters = attach(self, settings)
+        if settings.gradient_checkpointing == "auto":
+            needed = settings.batch_size * settings.sequence_length * activation_bytes(checkpoint.config, dtype)
+            free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_bytes()
+            self.recomputes = free is not None and needed > free / 2  # the other half: gradients, optimizer, the loss
 
     def loss(self, micro: MicroBatch) -> torch.Tensor:
         """Sum of -log p over the scored tokens, a float32 scalar."""
@@ -102,13 +114,6 @@ class TuneModel(Model):
         if self.settings.method == "full":
             save_checkpoint(Trained(self, weights), folder, dtype="float32")
             return
-        from gemmary.checkpoints.peft import (  # type: ignore[import-not-found,unused-ignore]
-            Adapter,
-            AdapterConfig,
-            LoraWeights,
-            write_adapter,
-        )
-
         settings = self.settings
         config = AdapterConfig(
             rank=settings.lora_rank,
@@ -143,6 +148,14 @@ class TuneModel(Model):
         if not (self.recomputes and torch.is_grad_enabled()):
             return super()._run_block(ops, *rest)
         return recomputed(super()._run_block, ops, *rest, use_reentrant=False)
+
+
+def activation_bytes(config: Config, dtype: torch.dtype) -> int:
+    """What the backward pass needs of each token, if nothing is computed twice: inputs of products, norms, GeGLU and
+    attention in all layers."""
+    stream = (6 if config.post_norms else 4) * config.hidden_size
+    heads = (4 if config.qk_norm else 3) * (config.query_size + config.kv_size)
+    return config.num_layers * (stream + heads + 3 * config.intermediate_size) * dtype.itemsize
 
 
 class MasterLinear(nn.Linear):
@@ -187,17 +200,24 @@ def build(checkpoint: Checkpoint, settings: TuneSettings, device: torch.device, 
     def dense(tensor: Tensor) -> nn.Module:
         return module_of(tensor, checkpoint.lookup, dtype, device)
 
-    def quantized(tensor: Tensor) -> nn.Module:
-        from gemmary.engines.torch_quantized import QuantizedEmbedding, QuantizedLinear
+    def frozen(tensor: Tensor) -> nn.Module:
+        """Widened to float32 a tile at a time, with the same result as all at once: narrow weights stay narrow."""
+        leaf = checkpoint.lookup(tensor.name)
+        wide = tensor.is_norm or leaf.format == "F32" or dtype != torch.float32 or device.type != "cpu"
+        return dense(tensor) if wide else packed(tensor, leaf, None)
 
-        if tensor.is_norm:
-            return dense(tensor)
+    def quantized(tensor: Tensor) -> nn.Module:
         leaf = checkpoint.lookup(tensor.name)
         format = "Q4_0" if leaf.format in FLOATS else None  # what is quantized already stays as it is
+        return dense(tensor) if tensor.is_norm else packed(tensor, leaf, format)
+
+    def packed(tensor: Tensor, leaf: Leaf, format: str | None) -> nn.Module:
+        from gemmary.engines.torch_quantized import QuantizedEmbedding, QuantizedLinear
+
         return QuantizedEmbedding(leaf, format) if tensor.name == "embed" else QuantizedLinear(leaf, dtype, format)
 
     def master(tensor: Tensor) -> nn.Module:
         return module_of(tensor, checkpoint.lookup, torch.float32, device, MasterLinear)
 
-    make = {"lora": dense, "qlora": quantized, "full": master}[settings.method]
+    make = {"lora": frozen, "qlora": quantized, "full": master}[settings.method]
     return TuneModel(checkpoint, settings, make, dtype).train()

@@ -146,7 +146,7 @@ class PretrainSettings(Options):
         return {name: getattr(self, name) for name in (*own, "seed")}
 
     def tuning(self, model: Path, data: Path) -> Settings:
-        """The same for `tune`, over the model and the rows that the start has made, into the folder `model` of `out`."""
+        """The same for `tune`: over the model and the rows that the start has made, into the folder `model`."""
         shared = {each.name for each in self.options()} & _SETTINGS.keys() - {"out", "validation"}
         values = {name: getattr(self, name) for name in sorted(shared)}
         return Settings(model=str(model), data=str(data), out=str(Path(self.out, "model")), method="full", **values)
