@@ -106,11 +106,13 @@ class TuneModel(Model):
         """What is trained, in the order of the computation."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
-    def save(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    def save(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Writes what was trained: an adapter in PEFT's format, or the whole model as a Hugging Face folder (float32).
 
-        weights: those of `trained()`, whole and on the CPU. Raises GemmaryError where the disk refuses.
+        weights: those of `trained()`, whole and on the CPU, where this process holds a share of each. Raises
+        GemmaryError where the disk refuses.
         """
+        weights = weights or {name: weight.detach().cpu() for name, weight in self.trained().items()}
         if self.settings.method == "full":
             save_checkpoint(Trained(self, weights), folder, dtype="float32")
             return

@@ -73,6 +73,11 @@ class World:
 ALONE = World()
 
 
+def leads() -> bool:
+    """Whether this process is the one that writes and tells, before it has joined any other."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
     """The world that `torchrun` started this process in; a world of one where it did not."""
