@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before numpy and torch start threads: the workers have the processors already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from gemmary.tokenizer import Tokenizer
 from tests.tokenizer.starter import Arrays, read_arrays
+
+COMPILES = ("test_linear_native.py", "test_threads.py")
+"""Files that spend minutes in a compiler."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that no worker is left with it alone at the end."""
+    items.sort(key=lambda item: item.path.name not in COMPILES)
 
 
 @pytest.fixture(scope="session")
@@ -28,8 +41,11 @@ def starter_gguf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     if importlib.util.find_spec(starter.PACKAGE) is None:
         pytest.skip(f"the starter's package ({starter.PACKAGE}) is not installed")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # all workers': the first one assembles it, under the cache's own lock
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GEMMARY_HOME", str(tmp_path_factory.mktemp("starter")))
+        patch.setenv("GEMMARY_HOME", str(folder / "starter"))
         yield starter.starter_path()
 
 

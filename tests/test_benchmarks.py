@@ -93,6 +93,27 @@ def test_the_table(starter_gguf: Path, tmp_path: Path) -> None:
     assert "together" not in table
 
 
+def test_tuning(tiny: Path) -> None:
+    need("torch")
+    need("peft")
+    sizes = ("--batch-size", "2", "--sequence-length", "16", "--repeat", "1", "--threads", "1", "--peer-checkpointing")
+    cache = ("--cache", str(tiny.parent / "cache"))
+    sides = ("--sides", "gemmary", "transformers:float32")
+    ours, theirs = json.loads(run("tuning.py", "--model", str(tiny), *sides, *sizes, *cache, "--json").stdout)["rows"]
+    for row in (ours, theirs):
+        for key in ("tokens_per_s", "step_s", "ceiling_float32", "share"):
+            assert 0 < row[key]["min"] <= row[key]["median"] <= row[key]["max"]
+        assert row["peak_bytes"] > 0
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)  # the same weights, tokens and rows
+    table = run(
+        "tuning.py", "--model", str(tiny), "--method", "qlora", "--sides", "gemmary", *sizes, "--restart"
+    ).stdout
+    assert "base Q4_0" in table
+    assert "of the ceiling" in table
+    refused = run("tuning.py", "--model", str(tiny), "--sides", "unsloth", ok=False)
+    assert "no side is called 'unsloth'" in refused.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -110,6 +131,13 @@ def test_attention() -> None:
     lines = run("attention.py", "--repeat", "1", "--most", "512", "--bytes", "1", "--threads", "2").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["decode", "prefill", "decode", "prefill", "prefill"] * 3
     assert all("GB/s of" in line or "GFLOP/s" in line for line in lines)
+
+
+def test_a_long_context(tiny: Path) -> None:
+    script = run("long_context.py", "--model", str(tiny), "--context", "40", "--tokens", "2", "--repeat", "1")
+    lines = script.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["bfloat16", "int8"]
+    assert all("40 tokens of context" in line and "of the bound" in line for line in lines)
 
 
 def test_speculation(starter_gguf: Path) -> None:

@@ -97,7 +97,7 @@ ALLOWED: dict[str, set[str]] = {
     "generate": {"batch", "config", "engines", "errors", "memory"},
 }
 """For each room, the modules (with what is below them) that it may import besides itself."""
-TOOLS = {"bench", "cli", "drafting", "embedding", "serve", "taps", "tune", "verify"}
+TOOLS = {"adapters", "bench", "cli", "drafting", "embedding", "serve", "taps", "tune", "verify"}
 ABOVE = {"__init__", "__main__", "api", "loaded"} | TOOLS
 """What ties the rooms together: may import any of them, and none of them imports it."""
 PROTOCOL = {"Engine", "EngineInfo", "Logits"}
@@ -190,7 +190,10 @@ def test_the_base_install_needs_no_framework() -> None:
     """The whole command line and everything below it, but for the engines that are frameworks, imported."""
     names = [".".join(["gemmary", *path.relative_to(SOURCE).with_suffix("").parts]) for path in MODULES]
     heavy = ("gemmary.engines.torch", "gemmary.engines.native", "gemmary.engines.trace", "gemmary.__main__")
-    heavy += ("gemmary.tune.lora", "gemmary.tune.losses", "gemmary.tune.model")
+    heavy += tuple(
+        f"gemmary.tune.{name}"
+        for name in ("device", "fit", "loop", "lora", "losses", "model", "optim", "room", "state")
+    )
     wanted = sorted(name.removesuffix(".__init__") for name in names if not name.startswith(heavy))
     assert {"gemmary.cli", "gemmary.api", "gemmary.generate.scheduler", "gemmary.checkpoints.gguf"} <= set(wanted)
     have_core = "import importlib.util\nif importlib.util.find_spec('gemmary._core') is None:\n"

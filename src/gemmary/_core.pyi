@@ -97,6 +97,13 @@ class KvCache:
     def reset(self) -> None: ...
     def truncate(self, length: int) -> None: ...
 
+class Lora:
+    """A low-rank adapter of one matrix [O, I]: F32 a [rank, I] and b [O, rank], DoRA's gain [O]."""
+
+    def __init__(self, a: PackedWeight, b: PackedWeight, scale: float, gain: _Float32 | None) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
 class Program:
     """A recorded model. slots: (rows, width); buffers: (rows, width, slot or number of the caller's array, external).
 
@@ -112,7 +119,15 @@ class Program:
         externals: int,
     ) -> None: ...
     def embed(self, label: str, out: int, table: PackedWeight, scale: float) -> None: ...
-    def linear(self, label: str, out: Sequence[int], x: int, weights: Sequence[PackedWeight]) -> None: ...
+    def linear(
+        self,
+        label: str,
+        out: Sequence[int],
+        x: int,
+        weights: Sequence[PackedWeight],
+        adapters: Sequence[Sequence[Lora | None]],
+    ) -> None:
+        """adapters: for each weight what each adapter of the model adds to it; empty where the model has none."""
     def rms_norm(self, label: str, out: int, x: int, weight: _Float32, eps: float) -> None: ...
     def rope_angles(self, label: str, out: int, frequencies: Sequence[float]) -> None: ...
     def rope(self, label: str, out: int, x: int, angles: int) -> None: ...
@@ -146,6 +161,7 @@ class Program:
         caches: Sequence[KvCache],
         externals: Sequence[_Float32],
         candidates: int = 0,
+        adapters: _Int32 | None = None,
     ) -> None:
         """One step: writes the external results, takes the keys into the caches. Releases the GIL."""
 

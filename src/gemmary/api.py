@@ -8,14 +8,14 @@ model.generate("The capital of France is", max_tokens=32, temperature=0.0).text
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gemmary import zoo
-from gemmary.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
-from gemmary.checkpoints.hub import RANDOM, parse, resolve
-from gemmary.checkpoints.starter import NAME
+from gemmary.adapters import open_adapters, wrapped
+from gemmary.checkpoints import Checkpoint, open_named, save_checkpoint
+from gemmary.checkpoints.hub import RANDOM
+from gemmary.checkpoints.peft import Adapter
 from gemmary.checkpoints.tensors import tensors
 from gemmary.config import Config
 from gemmary.engines import ENGINES, KV_DTYPES, Engine, open_engine
@@ -43,6 +43,7 @@ def load(
     kv_dtype: str = "auto",
     context: int | None = None,
     draft: str | Path | Model | None = None,
+    adapter: str | Path | Mapping[str, str | Path] | None = None,
     isa: str | None = None,
 ) -> Model:
     """Opens a checkpoint and builds an engine for it.
@@ -55,19 +56,19 @@ def load(
     bfloat16, or float32 where all weights are. context: tokens of prompt and answer together; None = the model's own,
     or as much of it as memory has room for, which `Model.notices` then says. draft: a smaller model with the same
     tokenizer that guesses tokens for this one to check, which changes how soon text comes and never what it is; a name
-    (loaded with the same options) or a loaded model. isa: "scalar", "avx2", "avx512" or "neon" for the native engine's
-    kernels, with the same results; None = the best.
+    (loaded with the same options) or a loaded model. adapter: a folder of a LoRA adapter in PEFT's format, which is
+    called as the folder is, or several by name, of which each request chooses one (`Model.adapters`). isa: "scalar",
+    "avx2", "avx512" or "neon" for the native engine's kernels, with the same results; None = the best.
 
     Raises GemmaryError where something is wrong, missing, or foreseeably larger than the memory.
     """
     _check_options(engine, threads, dtype, quant, kv_dtype)
-    known = zoo.find(str(name))
-    is_name = isinstance(name, str) and not Path(name).exists() and (name == NAME or parse(name) is not None)
-    checkpoint = open_checkpoint(resolve(name), known.name if known else str(name) if is_name else None)
+    checkpoint = open_named(name)
     options: dict[str, Any] = {"threads": threads, "dtype": dtype, "kv_dtype": kv_dtype, "isa": isa}
     if draft is not None and not isinstance(draft, Model):
         draft = load(draft, engine=engine, quant=quant, **options)
-    return _loaded(checkpoint, engine, quant, context, draft, options)
+    adapters = open_adapters(adapter, checkpoint.config)
+    return _loaded(checkpoint, engine, quant, context, draft, options, adapters)
 
 
 def random_model(
@@ -105,19 +106,32 @@ def _loaded(
     context: int | None,
     draft: Model | None,
     options: dict[str, Any],
+    adapters: Mapping[str, Adapter] | None = None,
 ) -> Model:
     """The model of an opened checkpoint; options: those of `open_engine`."""
+    adapters = adapters or {}
     lookup: Callable[[str], Leaf] = checkpoint.lookup
     notices: list[str] = []
     if quant is not None:
         lookup = quantized(checkpoint, quant, notices)
     held = _held_as(engine, checkpoint, options["dtype"], quant)
     needed = checkpoint.config.weight_bytes(_BITS[held]) if held else checkpoint.stored_bytes()
+    needed += sum(adapter.nbytes for adapter in adapters.values())
     require(needed, f"{checkpoint.name} ({held or 'as stored'})", 'try quant="int4", or a smaller model')
-    built = _open_engine(engine, checkpoint.config, lookup, options)
+    adapted = wrapped(lookup, checkpoint.config, list(adapters.values())) if adapters else lookup
+    built = _open_engine(engine, checkpoint.config, adapted, options)
     kv_bytes = None if (free := available_bytes()) is None else free // 2
     fitted = _fit_context(built, context, kv_bytes, notices, draft.engine if draft else None)
-    model = Model(checkpoint, built, lookup=lookup, context=fitted, kv_bytes=kv_bytes, notices=notices, draft=draft)
+    model = Model(
+        checkpoint,
+        built,
+        lookup=lookup,
+        context=fitted,
+        kv_bytes=kv_bytes,
+        notices=notices,
+        draft=draft,
+        adapters=adapters,
+    )
     warn(notices)
     return model
 
@@ -136,7 +150,13 @@ def save(
     maps as it is; neither may exist, unless empty) or "gguf" (one `.gguf` file that llama.cpp loads, replaced). dtype:
     None = as the weights were loaded (after `quant=`), or "float32", "bfloat16", "float16", and for GGUF and packed
     "int8" or "int4". shard_bytes: the largest file of a Hugging Face folder. Nothing is ever half-written.
+
+    Raises GemmaryError for a model with adapters too: `gemmary.merge` puts one into the weights.
     """
+    if model.adapters:
+        raise GemmaryError(
+            f"{model.name} has adapters, which no checkpoint holds: load it without, or merge one (`gemmary merge`)"
+        )
     notices = save_checkpoint(model, path, format=format, dtype=dtype, shard_bytes=shard_bytes)
     warn(notices)
     return notices

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,8 @@ class Chunk:
 
     tokens: ids. start: position of the first of them; the sequence's cache holds exactly `start` tokens before this.
     prefix: how many tokens at the start of the sequence see each other (0: causal). A prefix must lie in one chunk.
-    outputs: rows of this chunk whose logits are wanted ("last", "all" or "none").
+    outputs: rows of this chunk whose logits are wanted ("last", "all" or "none"). adapter: number of the sequence's
+    adapter among the model's, from 1, in all its chunks: its keys depend on it. 0: none.
     pictures: [M, D] what stands in the place of those of its tokens that are `config.image_token_id`, in their order.
     """
 
@@ -31,6 +33,7 @@ class Chunk:
     start: int = 0
     prefix: int = 0
     outputs: str = "last"
+    adapter: int = 0
     pictures: npt.NDArray[np.float32] | None = None
 
 
@@ -50,12 +53,18 @@ class Batch:
     candidates: int = 0
     """0: every logit is wanted. k: of each row only the k largest (and those tied with the last of them) are; an engine
     may put -inf in place of any other."""
+    adapters: tuple[int, ...] = ()
+    """Number of each sequence's adapter, 0: none. Empty: none for all."""
+
+    def adapted(self) -> list[tuple[int, slice]]:
+        """The sequences that have an adapter: its number, and their rows."""
+        pairs = zip(self.adapters, self.sequences, strict=False)
+        return [(number, rows) for number, rows in pairs if number]
 
     @classmethod
     def of(cls, config: Config, chunks: Sequence[Chunk], candidates: int = 0) -> Batch:
         tokens: list[int] = []
         positions: list[int] = []
-        prefixes: list[int] = []
         outputs: list[int] = []
         sequences: list[slice] = []
         for chunk in chunks:
@@ -66,15 +75,12 @@ class Batch:
             begin, end = len(tokens), len(tokens) + len(chunk.tokens)
             tokens.extend(chunk.tokens)
             positions.extend(range(chunk.start, chunk.start + len(chunk.tokens)))
-            prefix = chunk.start + len(chunk.tokens) if config.bidirectional else chunk.prefix
-            prefixes.extend([prefix] * len(chunk.tokens))
             outputs.extend({"last": range(end - 1, end), "all": range(begin, end), "none": range(0)}[chunk.outputs])
             sequences.append(slice(begin, end))
         seen: dict[LayerType, Int32] = {}
         for kind in config.kinds:
             window = config.window(kind)
-            pairs = [visible(p, n, window, config.bidirectional) for p, n in zip(positions, prefixes, strict=True)]
-            seen[kind] = np.array(pairs, dtype=np.int32).reshape(-1, 2)
+            seen[kind] = np.concatenate([_NONE, *(_spans(chunk, window, config.bidirectional) for chunk in chunks)])
         ids = np.array(tokens, dtype=np.int32)
         pictures = [chunk.pictures for chunk in chunks if chunk.pictures is not None]
         places = np.flatnonzero(ids == config.image_token_id).astype(np.int32) if config.vision else ids[:0]
@@ -89,7 +95,27 @@ class Batch:
             tuple(sequences),
             (places, np.concatenate(pictures)) if pictures else None,
             candidates,
+            tuple(chunk.adapter for chunk in chunks),
         )
+
+
+_NONE: Int32 = np.empty((0, 2), dtype=np.int32)
+
+
+def _spans(chunk: Chunk, window: int | None, bidirectional: bool) -> Int32:
+    """First and last key position that each token of a chunk sees, [T, 2]."""
+    end = chunk.start + len(chunk.tokens)
+    if not bidirectional and not chunk.prefix:
+        return _causal(1 << (end - 1).bit_length(), window)[chunk.start : end]
+    prefix = end if bidirectional else chunk.prefix
+    pairs = [visible(position, prefix, window, bidirectional) for position in range(chunk.start, end)]
+    return np.array(pairs, dtype=np.int32).reshape(-1, 2)
+
+
+@lru_cache
+def _causal(length: int, window: int | None) -> Int32:
+    """The spans of a causal sequence, which are the same in all of them."""
+    return np.array([visible(position, 0, window, False) for position in range(length)], dtype=np.int32)
 
 
 def patches(config: Config, pixels: Pixels) -> tuple[Pictures, tuple[slice, ...]]:

@@ -36,15 +36,16 @@ def prompted(text: str, prompt: str | None, title: str | None) -> str:
     return (PROMPTS[prompt].format(title=title or "none") if prompt else "") + text
 
 
-def embed(engine: Engine, sequences: Sequence[Sequence[int]], dimensions: int | None) -> Logits:
-    """Unit vectors float32 [S, dimensions], one for each sequence of ids, whatever else is in the batch."""
+def embed(engine: Engine, sequences: Sequence[Sequence[int]], dimensions: int | None, adapter: int = 0) -> Logits:
+    """Unit vectors float32 [S, dimensions], one for each sequence of ids, whatever else is in the batch. adapter: as
+    in `Chunk`."""
     width = engine.config.pooled_dense[-1]
     if dimensions not in (None, width, *(d for d in DIMENSIONS if d < width)):
         shorter = ", ".join(str(d) for d in DIMENSIONS if d < width)
         raise GemmaryError(f"this model gives vectors of {width} numbers, or the first {shorter}: not {dimensions}")
     vectors = np.concatenate(
         [
-            engine.embed(Batch.of(engine.config, [Chunk(ids, outputs="none") for ids in some]))
+            engine.embed(Batch.of(engine.config, [Chunk(ids, outputs="none", adapter=adapter) for ids in some]))
             for some in _some(sequences)
         ]
     )

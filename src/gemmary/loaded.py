@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmary import zoo
+from gemmary.adapters import ONLY, Asked, Choice, number_of
 from gemmary.batch import Batch, Chunk
 from gemmary.chat import Message, Prompt, encode_chat, fill_in_the_middle, looks_like_gemma, style_of
 from gemmary.checkpoints import Checkpoint
+from gemmary.checkpoints.peft import Adapter, AdapterConfig
 from gemmary.config import Config
 from gemmary.drafting import draft_guesser
 from gemmary.engines import Engine, EngineInfo
@@ -52,6 +54,9 @@ class Model:
     """Tokens that prompt and answer may have together."""
     notices: tuple[str, ...]
     """What should be known about how it was loaded."""
+    adapters: dict[str, AdapterConfig]
+    """Those that were loaded, by name. Where `adapter` may be given below, it is one of these names, or None for the
+    base model; left out it is the only one, and an error where there are several."""
 
     def __init__(
         self,
@@ -64,9 +69,11 @@ class Model:
         kv_bytes: int | None = None,
         notices: Iterable[str] = (),
         draft: Model | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
     ) -> None:
-        """lookup: leaves as the engine was given them, where they are not the checkpoint's own. context, kv_bytes: as
-        in `Scheduler`. draft: a small model of the family that guesses tokens ahead."""
+        """lookup: leaves as the engine was given them, without adapters, where they are not the checkpoint's own.
+        context, kv_bytes: as in `Scheduler`. draft: a small model of the family that guesses tokens ahead. adapters:
+        those that the engine was given, in their order."""
         self.checkpoint = checkpoint
         self.lookup = lookup or checkpoint.lookup
         self.name = name or checkpoint.name
@@ -74,6 +81,9 @@ class Model:
         self.notices = (*checkpoint.notices, *notices)
         self.context = context or engine.config.context_length
         self.draft = draft
+        self.adapters = {name: adapter.config for name, adapter in (adapters or {}).items()}
+        templates = [adapter.chat_template for adapter in (adapters or {}).values()]
+        self._tuned_template = templates[0] if len(templates) == 1 else None
         guessers = [] if draft is None else [draft_guesser(draft, checkpoint, engine)]
         self._scheduler: Scheduler | None = Scheduler(
             engine, context=self.context, kv_bytes=kv_bytes, guessers=guessers
@@ -103,8 +113,8 @@ class Model:
 
     @property
     def chat_template(self) -> str | None:
-        """The checkpoint's own, as text. It is never executed."""
-        return self.checkpoint.chat_template
+        """That of the only adapter, else the checkpoint's own, as text. It is never executed."""
+        return self._tuned_template or self.checkpoint.chat_template
 
     @property
     def weight_format(self) -> str:
@@ -113,50 +123,85 @@ class Model:
 
     @property
     def description(self) -> str:
-        return f"{self.name} ({self.info.engine} engine, {self.info.dtype}, weights {self.weight_format})"
+        adapted = f" with {' or '.join(self.adapters)}" if self.adapters else ""
+        return f"{self.name}{adapted} ({self.info.engine} engine, {self.info.dtype}, weights {self.weight_format})"
 
     @property
     def instruction_tuned(self) -> bool:
-        """By the zoo's row where the name has one, else by whether the checkpoint has a chat template."""
+        """Where the only adapter has a chat template; else by the zoo's row where the name has one, else by whether
+        the checkpoint has a chat template."""
+        if self._tuned_template is not None:
+            return True
         row = zoo.find(self.name)
         return row.tuning == "instruction" if row else self.checkpoint.instruction_tuned
 
     # Asking it ----------------------------------------------------------------------------------------------------
 
     @overload
-    def generate(self, prompt: str | Ids | Prompt, **options: Unpack[SamplingOptions]) -> Completion: ...
+    def generate(
+        self, prompt: str | Ids | Prompt, *, adapter: Asked = ONLY, **options: Unpack[SamplingOptions]
+    ) -> Completion: ...
 
     @overload
     def generate(
-        self, prompt: list[str] | list[Ids] | list[list[int]] | list[Prompt], **options: Unpack[SamplingOptions]
+        self,
+        prompt: list[str] | list[Ids] | list[list[int]] | list[Prompt],
+        *,
+        adapter: Asked | Sequence[str | None] = ONLY,
+        **options: Unpack[SamplingOptions],
     ) -> list[Completion]: ...
 
-    def generate(self, prompt: Any, **options: Unpack[SamplingOptions]) -> Completion | list[Completion]:
+    def generate(
+        self,
+        prompt: Any,
+        *,
+        adapter: Asked | Sequence[str | None] = ONLY,
+        **options: Unpack[SamplingOptions],
+    ) -> Completion | list[Completion]:
         """What the model writes after a prompt; after each of a list of prompts, in shared steps.
 
         prompt: a text (BOS is put before it, once, also where it begins with `<bos>`), ids (taken as they are), or
-        what `chat_prompt` returns; or a list of these. options: see `SamplingParams`. The same seed gives a prompt the
-        same text alone and in a list.
+        what `chat_prompt` returns; or a list of these. adapter: see `adapters`; with a list of prompts, one for all or
+        a list of as many. options: see `SamplingParams`. The same seed gives a prompt the same text alone and in a
+        list.
         """
         many = isinstance(prompt, Sequence) and not isinstance(prompt, str | Prompt) and not _are_ids(prompt)
         prompts = list(prompt) if many else [prompt]
+        chosen: list[Asked] = []
+        if adapter is None or isinstance(adapter, str | Choice):
+            chosen = [adapter] * len(prompts)
+        elif many and len(adapter) == len(prompts):
+            chosen = list(adapter)
+        else:
+            raise GemmaryError(f"a list of {len(adapter)} adapters goes with a list of as many prompts")
         params = SamplingParams.of(options)
         with ExitStack() as open_streams:
-            streams = [open_streams.enter_context(self._stream(each, params)) for each in prompts]
+            streams = [
+                open_streams.enter_context(self._stream(each, params, named))
+                for each, named in zip(prompts, chosen, strict=True)
+            ]
             completions = [stream.read() for stream in streams]
         return completions if many else completions[0]
 
-    def stream(self, prompt: str | Ids | Prompt, **options: Unpack[SamplingOptions]) -> Stream:
+    def stream(
+        self, prompt: str | Ids | Prompt, *, adapter: Asked = ONLY, **options: Unpack[SamplingOptions]
+    ) -> Stream:
         """Like `generate`, for one prompt, in pieces as they come: `for piece in model.stream(…): print(piece.text)`.
 
         Closing it, or dropping it, cancels.
         """
-        return self._stream(prompt, SamplingParams.of(options))
+        return self._stream(prompt, SamplingParams.of(options), adapter)
 
-    def chat(self, messages: str | Sequence[Message], **options: Unpack[SamplingOptions]) -> Completion:
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        adapter: Asked = ONLY,
+        **options: Unpack[SamplingOptions],
+    ) -> Completion:
         """The model's answer to a conversation: {"role": "system" | "user" | "assistant", "content": "…"} each, or one
         text that the user says. Anything to be told is in `.notices`, and a GemmaryWarning."""
-        completion = self.generate(self.chat_prompt(messages), **options)
+        completion = self.generate(self.chat_prompt(messages), adapter=adapter, **options)
         warn(completion.notices)
         return completion
 
@@ -173,9 +218,12 @@ class Model:
         prompt = encode_chat(self.tokenizer, messages, style)
         return Prompt(prompt.ids, prompt.stop_ids, (*notices, *prompt.notices))
 
-    def fill_in_the_middle(self, before: str, after: str, **options: Unpack[SamplingOptions]) -> Completion:
+    def fill_in_the_middle(
+        self, before: str, after: str, *, adapter: Asked = ONLY, **options: Unpack[SamplingOptions]
+    ) -> Completion:
         """What CodeGemma writes between two pieces of code. Raises GemmaryError for other models' tokenizers."""
-        completion = self.generate(fill_in_the_middle(self.tokenizer, before, after), **options)
+        prompt = fill_in_the_middle(self.tokenizer, before, after)
+        completion = self.generate(prompt, adapter=adapter, **options)
         warn(completion.notices)
         return completion
 
@@ -186,6 +234,7 @@ class Model:
         prompt: str | None = "query",
         title: str | None = None,
         dimensions: int | None = None,
+        adapter: Asked = ONLY,
     ) -> npt.NDArray[np.float32]:
         """Unit vectors of texts, float32 [S, D]; of one text, [D]. Only for embedding models.
 
@@ -205,39 +254,45 @@ class Model:
             sequences.append(ids)
         if not sequences:
             raise GemmaryError("there is no text to embed")
+        number = self.adapter_number(adapter)
         with self.scheduler.lock:
-            vectors = embedding.embed(self.engine, sequences, dimensions)
+            vectors = embedding.embed(self.engine, sequences, dimensions, number)
         return vectors[0] if isinstance(texts, str) else vectors
 
     # Looking into it ----------------------------------------------------------------------------------------------
 
-    def logits(self, ids: Ids) -> npt.NDArray[np.float32]:
+    def adapter_number(self, adapter: Asked = ONLY) -> int:
+        """What a `Chunk` calls an adapter. Raises GemmaryError for a name that is not there, or none of several."""
+        return number_of(list(self.adapters), adapter)
+
+    def logits(self, ids: Ids, *, adapter: Asked = ONLY) -> npt.NDArray[np.float32]:
         """Scores of the next token after each token of `ids`: float32 [T, V]. It is the only array of that size."""
         ids = self._checked(ids)
         needed = 4 * len(ids) * self.config.vocab_size
         require(needed, f"an array of logits [{len(ids)}, {self.config.vocab_size}]", "use `score`, or fewer ids")
         out = np.empty((len(ids), self.config.vocab_size), dtype=np.float32)
-        for start, rows in self._logit_rows(ids):
+        for start, rows in self._logit_rows(ids, self.adapter_number(adapter)):
             out[start : start + len(rows)] = rows
         return out
 
-    def score(self, ids: Ids) -> npt.NDArray[np.float32]:
+    def score(self, ids: Ids, *, adapter: Asked = ONLY) -> npt.NDArray[np.float32]:
         """Log-probability (natural) of each token after those before it: float32 [T - 1], the first has none."""
         ids = self._checked(ids)
         out = np.empty(len(ids) - 1, dtype=np.float32)
         if not len(out):
             return out
-        for start, rows in self._logit_rows(ids[:-1]):
+        for start, rows in self._logit_rows(ids[:-1], self.adapter_number(adapter)):
             for index, row in enumerate(rows, start):
                 out[index] = log_softmax_at(row, np.array([ids[index + 1]]))[0]
         return out
 
-    def _logit_rows(self, ids: Ids) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    def _logit_rows(self, ids: Ids, adapter: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """(first row, logits [rows, V]) of consecutive pieces of `ids`."""
         cache = self.engine.new_cache(len(ids))
         count = min(STEP_TOKENS, max(1, _LOGIT_BYTES // (4 * self.config.vocab_size)))
         for start in range(0, len(ids), count):
-            batch = Batch.of(self.config, [Chunk(ids[start : start + count], start, outputs="all")])
+            chunk = Chunk(ids[start : start + count], start, outputs="all", adapter=adapter)
+            batch = Batch.of(self.config, [chunk])
             with self.scheduler.lock:
                 rows = self.engine.step(batch, [cache])
             yield start, rows
@@ -268,7 +323,7 @@ class Model:
     def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
 
-    def _stream(self, prompt: str | Ids | Prompt, params: SamplingParams) -> Stream:
+    def _stream(self, prompt: str | Ids | Prompt, params: SamplingParams, adapter: Any) -> Stream:
         if self.config.bidirectional:
             raise GemmaryError(f"{self.name} is an encoder and writes no text: use `embed`")
         tokenizer = self.tokenizer
@@ -291,7 +346,8 @@ class Model:
             raise GemmaryError(f"stop id {outside[0]} is outside the vocabulary (0 to {self.config.vocab_size - 1})")
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         text = TextStream(tokenizer.stream(), params.stop_strings)
-        return Stream(self.scheduler, Request(ids, params, text, frozenset(stops), seed=seed), notices)
+        number = self.adapter_number(adapter)
+        return Stream(self.scheduler, Request(ids, params, text, frozenset(stops), seed=seed, adapter=number), notices)
 
 
 def warn(notices: Iterable[str]) -> None:

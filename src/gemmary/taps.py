@@ -42,7 +42,7 @@ def compare_taps(model: Model, against: Model, ids: Sequence[int]) -> list[tuple
     taps: list[dict[str, Floats]] = []
     for each in (model, against):
         found: dict[str, Floats] = {}
-        batch = Batch.of(each.config, [Chunk(ids, outputs="all")])
+        batch = Batch.of(each.config, [Chunk(ids, outputs="all", adapter=each.adapter_number())])
         with each.scheduler.lock:
             if each.config.bidirectional:
                 each.engine.embed(batch, found)

@@ -221,7 +221,8 @@ def _rows(model: Model, ids: Sequence[int]) -> Iterator[Floats]:
     cache = model.engine.new_cache(len(ids))
     count = min(STEP_TOKENS, max(1, _ROW_BYTES // (4 * model.config.vocab_size)))
     for start in range(0, len(ids) - 1, count):
-        chunk = Chunk(ids[start : min(start + count, len(ids) - 1)], start, outputs="all")
+        piece = ids[start : min(start + count, len(ids) - 1)]
+        chunk = Chunk(piece, start, outputs="all", adapter=model.adapter_number())
         with model.scheduler.lock:
             logits = model.engine.step(Batch.of(model.config, [chunk]), [cache])
         yield from logits
@@ -240,8 +241,9 @@ def _compare_embeddings(
     pieces = [ids[start : start + 96] for start in range(0, len(ids), 96)]
     vectors = []
     for each in (model, against):
+        chunks = [Chunk(piece, outputs="none", adapter=each.adapter_number()) for piece in pieces]
         with each.scheduler.lock:
-            vectors.append(each.engine.embed(Batch.of(each.config, [Chunk(p, outputs="none") for p in pieces])))
+            vectors.append(each.engine.embed(Batch.of(each.config, chunks)))
     cosine = float(np.min(np.sum(vectors[0].astype(np.float64) * vectors[1], axis=1)))
     if not cosine >= limits.cosine:
         failures.append(f"cosine of the embeddings down to {cosine:.4f}, {limits.cosine} required")

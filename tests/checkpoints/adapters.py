@@ -10,6 +10,8 @@ import numpy as np
 
 from gemmary.checkpoints.peft import Adapter, AdapterConfig, LoraWeights, linear_names
 from gemmary.config import Config
+from gemmary.quantize.leaves import Dense
+from tests.runs import Lookup
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -37,3 +39,19 @@ def mixed_adapter(config: Config, **rest: Any) -> Adapter:
     weights = {name: other.weights[name] if name.endswith("down") else w for name, w in plain.weights.items()}
     weights["layers.0.q"] = replace(weights["layers.0.q"], scale=0.75)
     return Adapter(plain.config, weights)
+
+
+def merged(lookup: Lookup, adapter: Adapter) -> Lookup:
+    """Leaves with the adapter in them, by its definition, in float64."""
+
+    def leaf(name: str) -> Any:
+        base = lookup(name)
+        weights = adapter.weights.get(name)
+        if weights is None:
+            return base
+        whole = base.dequantize() + weights.scale * (weights.b.astype(np.float64) @ weights.a)
+        if weights.magnitude is not None:
+            whole *= (weights.magnitude / np.linalg.norm(whole, axis=1))[:, None]
+        return Dense(whole.astype(np.float32))
+
+    return leaf

@@ -155,7 +155,7 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
     config, weights = (tmp_path / CONFIG).read_bytes(), (tmp_path / WEIGHTS).read_bytes()
     header = 8 + int.from_bytes(weights[:8], "little")
     refusals = 0
-    for round_ in range(600):
+    for round_ in range(240):
         if round_ % 3:
             (tmp_path / CONFIG).write_text(json.dumps(alter(rng, json.loads(config))))
         else:
@@ -163,4 +163,4 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
         refusals += refused(lambda: read_adapter(tmp_path, GEMMA2))
         (tmp_path / CONFIG).write_bytes(config)
         (tmp_path / WEIGHTS).write_bytes(weights)
-    assert 200 < refusals < 600
+    assert 80 < refusals < 240

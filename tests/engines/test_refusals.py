@@ -210,8 +210,8 @@ def test_wrong_arguments_of_a_step(wrong: dict[str, Any]) -> None:
         lambda p: p.take("", 2, 0),
         lambda p: p.softcap("", 2, 0, -1.0),
         lambda p: p.mean_pool("", 2, 0),
-        lambda p: p.linear("", [2], 0, []),
-        lambda p: p.linear("", [2], 0, [None]),
+        lambda p: p.linear("", [2], 0, [], []),
+        lambda p: p.linear("", [2], 0, [None], []),
         lambda p: p.embed("", 2, None, 1.0),
     ],
 )

@@ -94,6 +94,19 @@ def test_batch_flattens_sequences() -> None:
         assert array.dtype == np.int32
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 70), st.integers(0, 70), st.booleans()), max_size=4), st.integers(1, 80))
+def test_a_batch_holds_the_spans_of_its_chunks(chunks: list[tuple[int, int, bool]], window: int) -> None:
+    config = replace(TINY["gemma2"], sliding_window=window)
+    made = [Chunk([1] * length, start, prefix=start // 2 * prefixed) for start, length, prefixed in chunks]
+    batch = Batch.of(config, made)
+    for kind, reach in (("global", None), ("local", window)):
+        expected = [
+            visible(each.start + i, each.prefix, reach, False) for each in made for i in range(len(each.tokens))
+        ]
+        assert batch.visible[kind].tolist() == [list(span) for span in expected]  # type: ignore[index]
+
+
 def test_a_bidirectional_batch_sees_each_sequence_whole() -> None:
     config = replace(TINY["embeddinggemma"], sliding_window=4)
     batch = Batch.of(config, [Chunk([1] * 6), Chunk([2])])

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gemmary.checkpoints.peft import Adapter, read_adapter, write_adapter
+from gemmary.checkpoints.peft import read_adapter, write_adapter
 from gemmary.config import Config
-from gemmary.quantize.leaves import Dense
-from tests.checkpoints.adapters import mixed_adapter
+from tests.checkpoints.adapters import merged, mixed_adapter
 from tests.parity.peers import peer, peer_logits, torch
 from tests.runs import Lookup
 from tests.tiny import TINY, random_leaves, random_tokens
@@ -22,22 +21,6 @@ peft = pytest.importorskip("peft", reason="peft is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 FAMILIES = ("gemma", "gemma2", "gemma3", "embeddinggemma")
-
-
-def merged(lookup: Lookup, adapter: Adapter) -> Lookup:
-    """Leaves with the adapter in them, by its definition, in float64."""
-
-    def leaf(name: str) -> Any:
-        base = lookup(name)
-        weights = adapter.weights.get(name)
-        if weights is None:
-            return base
-        whole = base.dequantize() + weights.scale * (weights.b.astype(np.float64) @ weights.a)
-        if weights.magnitude is not None:
-            whole *= (weights.magnitude / np.linalg.norm(whole, axis=1))[:, None]
-        return Dense(whole.astype(np.float32))
-
-    return leaf
 
 
 def made_by_peft(config: Config, lookup: Lookup, folder: Path, **options: Any) -> Any:

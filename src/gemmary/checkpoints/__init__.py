@@ -5,14 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemmary import zoo
+from gemmary.checkpoints import starter
 from gemmary.checkpoints.checkpoint import Checkpoint, Format, Source
-from gemmary.checkpoints.hub import is_random
+from gemmary.checkpoints.hub import is_random, parse, resolve
 from gemmary.errors import GemmaryError
 
 if TYPE_CHECKING:
     from gemmary.checkpoints.convert import Progress
 
-__all__ = ["Checkpoint", "Format", "Source", "open_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "Format", "Source", "open_checkpoint", "open_named", "save_checkpoint"]
+
+
+def open_named(name: str | Path) -> Checkpoint:
+    """Opens what a name means (`hub.resolve`) and calls it so: by its name a released model is known as what it is.
+
+    Raises GemmaryError as `resolve` and `open_checkpoint` do.
+    """
+    known = zoo.find(str(name))
+    is_name = isinstance(name, str) and not Path(name).exists() and (name == starter.NAME or parse(name) is not None)
+    return open_checkpoint(resolve(name), known.name if known else str(name) if is_name else None)
 
 
 def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:

@@ -118,8 +118,10 @@ def read_config(data: dict[str, Any], notices: list[str]) -> Config:
 
 
 def _paligemma(data: dict[str, Any], notices: list[str]) -> Config:
-    """The decoder as big_vision runs it: no window and no cap of the logits, whatever the file copied from Gemma 2 (spec
-    3.7; the cap moves no greedy token)."""
+    """The decoder as big_vision runs it: no window and no cap of the logits, whatever the file copied from Gemma 2.
+
+    (Spec 3.7. The cap moves no greedy token.)
+    """
     text, seen = data.get("text_config"), data.get("vision_config")
     if not isinstance(text, dict) or not isinstance(seen, dict) or text.get("model_type") not in _PALIGEMMA:
         raise GemmaryError("config.json: text_config (gemma or gemma2) or vision_config is missing")

@@ -54,7 +54,7 @@ def open_folder(path: Path, name: str | None = None) -> Checkpoint:
         _check_tensor(path, stored_name, stored[stored_name].entries[stored_name], tensor)
     for stored_name, tensor in biases.items():
         _check_shape(path, stored_name, stored[stored_name].entries[stored_name], tensor.shape[:1])
-    _check_heads(path, stored, prefix + table[0].hugging_face)
+    _check_heads(path, stored, next(name for name, tensor in names.items() if tensor.name == "embed"))
     if any(stored[n].entries[n].dtype == "F16" for n in names):
         notices.append("weights stored as float16 are computed in bfloat16 or float32: Gemma overflows float16")
 

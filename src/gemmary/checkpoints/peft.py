@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmary.checkpoints import safetensors
+from gemmary.checkpoints.huggingface import read_chat_template
 from gemmary.checkpoints.json_files import read_json
 from gemmary.checkpoints.peft_config import AdapterConfig, Described, read_config, write_config
 from gemmary.checkpoints.safetensors import SafetensorsFile, show
@@ -25,31 +26,16 @@ from gemmary.checkpoints.tensors import PREFIXES, TABLE, Tensor, tensors
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
 from gemmary.files import atomic_file
+from gemmary.quantize.lora import LoraWeights
 
 __all__ = ["Adapter", "AdapterConfig", "LoraWeights", "linear_names", "read_adapter", "write_adapter"]
 
 Floats = npt.NDArray[np.float32]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+TEMPLATE = "chat_template.jinja"
 _START = "base_model.model."
 _A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
-
-
-@dataclass(frozen=True)
-class LoraWeights:
-    """What is added to one linear weight [O, I]. Arrays are float32."""
-
-    a: Floats
-    """[r, I]"""
-    b: Floats
-    """[O, r]"""
-    scale: float
-    magnitude: Floats | None = None
-    """[O] of DoRA, else None."""
-
-    @property
-    def rank(self) -> int:
-        return int(self.a.shape[0])
 
 
 @dataclass(frozen=True)
@@ -59,6 +45,8 @@ class Adapter:
     config: AdapterConfig
     weights: dict[str, LoraWeights]
     """By names of the tensor table: `layers.3.gate`."""
+    chat_template: str | None = None
+    """Of a model that this adapter makes a conversation partner: what lies in its folder as such. Never executed."""
 
     @property
     def nbytes(self) -> int:
@@ -95,7 +83,8 @@ def read_adapter(path: str | Path, config: Config) -> Adapter:
             weights[tensor.name] = _weights(file, prefix + name, tensor, described, left)
     if left:
         raise GemmaryError(f"{file.path}: tensor {show(min(left))} is not among those that {CONFIG} promises")
-    return Adapter(replace(described.config, targets=_targets(linears, weights), prefix=prefix), weights)
+    config_found = replace(described.config, targets=_targets(linears, weights), prefix=prefix)
+    return Adapter(config_found, weights, read_chat_template(folder))
 
 
 def _prefix(file: SafetensorsFile, linears: Mapping[str, Tensor]) -> str:
@@ -175,6 +164,9 @@ def write_adapter(path: str | Path, adapter: Adapter) -> None:
     plan = [(name, "F32", array.shape) for name, array in arrays.items()]
     with atomic_file(folder / WEIGHTS) as out:
         safetensors.write(out, plan, (iter([array]) for array in arrays.values()))
+    if adapter.chat_template is not None:
+        with atomic_file(folder / TEMPLATE) as out:
+            out.write(adapter.chat_template.encode())
     with atomic_file(folder / CONFIG) as out:
         out.write(written.encode())
 

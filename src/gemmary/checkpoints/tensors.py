@@ -65,7 +65,8 @@ TABLE: tuple[Row, ...] = (
     Row("final_norm", (_D,), "norm.weight", "output_norm.weight"),
 )
 
-_VD, _VF, _VP, _VN = "vision.hidden_size", "vision.intermediate_size", "vision.patch_values", "vision.num_patches"
+_VD, _VF = "vision.hidden_size", "vision.intermediate_size"
+_VP, _VN = "vision.patch_values", "vision.num_patches"
 _V, _VL = "vision.", "vision.layers.{i}."
 _BLOCK = "encoder.layers.{i}."
 
@@ -83,7 +84,7 @@ VISION_TABLE: tuple[Row, ...] = (
     Row(_V + "final_norm", (_VD,), "post_layernorm.weight", "v.post_ln.weight", bias=True),
     Row(_V + "projector", (_D, _VD), "multi_modal_projector.linear.weight", "mm.0.weight", bias=True),
 )
-"""The tower. A patch embedding is stored as a convolution [D, 3, rows, columns], whose rows flattened are our matrix."""
+"""The tower. Patches are embedded by a convolution [D, 3, rows, columns] in files; flattened it is our matrix."""
 
 FAMILY_NAMES: dict[Family, dict[str, str]] = {
     # Gemma 1 has no norm after its branches; Hugging Face calls the one before the MLP "post attention" (trap T16).

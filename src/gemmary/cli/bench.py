@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
     command = parser.command(commands, "bench", run, "measure a model's speed", details)
     parser.add_isa(parser.add_model(command, optional=True))
     parser.add_draft(command)
+    parser.add_adapter(command)
     command.add_argument(
         "--prefill", type=parser.count, default=512, metavar="N", help="tokens of prompt (default: 512)"
     )

@@ -33,6 +33,7 @@ def add(commands: Any) -> None:
     command = parser.command(commands, "chat", run, "talk with a model", details)
     parser.add_model(command)
     parser.add_draft(command)
+    parser.add_adapter(command)
     command.add_argument("--system", metavar="TEXT", help="a system message")
     parser.add_sampling(command)
 

@@ -21,7 +21,7 @@ def load_model(arguments: argparse.Namespace, name: str | None = None, **options
     if starter.NAME in (name, getattr(arguments, "draft", None)):
         with console.bar(is_bytes=True) as progress:
             starter.starter_path(progress)
-    options_given = ("engine", "threads", "dtype", "quant", "kv_dtype", "context", "draft", "isa")
+    options_given = ("engine", "threads", "dtype", "quant", "kv_dtype", "context", "draft", "adapter", "isa")
     given = {key: getattr(arguments, key, None) for key in options_given}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", gemmary.GemmaryWarning)  # its lines are the model's notices, which are printed
@@ -29,7 +29,7 @@ def load_model(arguments: argparse.Namespace, name: str | None = None, **options
 
 
 def describe(model: Model) -> str:
-    """Model, engine, device, dtype, weights, context and threads, on one line."""
+    """Model, engine, device, dtype, weights, context, threads and adapter, on one line."""
     info = model.info
     total = sum(info.formats.values())
     shares = sorted(info.formats.items(), key=lambda item: -item[1])
@@ -38,9 +38,13 @@ def describe(model: Model) -> str:
     if info.kv_dtype == "int8":
         weights += ", keys and values int8"
     draft = f" · draft {model.draft.name}" if model.draft else ""
+    adapter = "".join(
+        f" · adapter {name} ({'DoRA' if config.dora else 'LoRA'}, rank {config.rank})"
+        for name, config in model.adapters.items()
+    )
     return (
         f"{model.name} · {info.engine} engine on {info.device} · {info.dtype}, weights {weights} · "
-        f"context {model.context:,} · {threads}{draft}"
+        f"context {model.context:,} · {threads}{draft}{adapter}"
     )
 
 

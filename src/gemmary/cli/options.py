@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from gemmary.tune.options import Options
 
@@ -11,8 +11,15 @@ Chosen = TypeVar("Chosen", bound=Options)
 
 
 def add_options(parser: argparse.ArgumentParser, kind: type[Options]) -> None:
-    """A flag for every option, and `-c` for a file of them. What is not given is None: the class knows the defaults."""
-    parser.add_argument("-c", "--config", metavar="FILE", help="a YAML file with the same keys; flags win over it")
+    """A flag for every option, and a file of them: the command's argument where it has no other, or else `-c`.
+
+    What is not given is None: the class knows the defaults.
+    """
+    told = "a YAML file with the same keys; flags win over it"
+    if any(each.is_positional for each in kind.options()):
+        parser.add_argument("-c", "--config", metavar="FILE", help=told)
+    else:
+        parser.add_argument("config", nargs="?", metavar="CONFIG", help=told)
     for each in kind.options():
         if each.is_positional:
             parser.add_argument(each.name, nargs="?", metavar=each.metavar, help=each.help)

@@ -21,18 +21,30 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "see
 class Parser(argparse.ArgumentParser):
     """One line for a mistake, without the whole usage."""
 
+    _is_inside = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, and flags may stand between what is not a flag: `run MODEL --max-tokens 9 PROMPT`."""
+        if self._is_inside or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        self._is_inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_inside = False
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (`{self.prog} --help` explains)\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Every command with its flags. A test freezes them, and docs/cli.md is made from them."""
-    from gemmary.cli import bench, chat, convert, embed, run, show, store, tune, verify
+    from gemmary.cli import bench, chat, convert, embed, merge, pretrain, run, show, store, tune, verify
 
     parser = Parser(prog="gemmary", description="Run, look at, verify and measure the Gemma models.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"gemmary {gemmary.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (run, chat, store, show, verify, bench, embed, convert, tune):
+    for module in (run, chat, store, show, verify, bench, embed, convert, tune, merge, pretrain):
         module.add(commands)
     return parser
 
@@ -71,6 +83,11 @@ def add_draft(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a smaller model with the same tokenizer whose guesses are checked: the same text, sooner where they fit",
     )
+
+
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    """What was tuned."""
+    parser.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter of the model, in PEFT's format")
 
 
 def add_weights(group: Any) -> None:

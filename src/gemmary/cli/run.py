@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
     command = parser.command(commands, "run", run, "write what follows a prompt", details)
     parser.add_model(command)
     parser.add_draft(command)
+    parser.add_adapter(command)
     command.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text; without it, or with `-`, stdin")
     command.add_argument("--raw", action="store_true", help="no chat template, whatever the model")
     command.add_argument("--system", metavar="TEXT", help="a system message before the prompt")

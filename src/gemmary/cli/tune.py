@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any
 
-from gemmary.checkpoints import starter
+from gemmary.checkpoints import open_named, starter
 from gemmary.cli import console, parser
 from gemmary.cli.options import add_options, read_options
 from gemmary.cli.training import Watcher, clock
@@ -31,13 +32,20 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     settings = read_options(Settings, arguments)
-    require_torch()
     if settings.model == starter.NAME:
         with console.bar(is_bytes=True) as bar:
             starter.starter_path(bar)
+    if arguments.preview is not None:
+        show(settings, arguments.preview)
+        return
+    require_torch()
     from gemmary.tune.loop import tune
     from gemmary.tune.metrics import draw
+    from gemmary.tune.parallel import leads
 
+    if not leads():  # one of several that `torchrun` started: the first one tells
+        tune(settings)
+        return
     watcher = Watcher(json=settings.json)
     try:
         result = tune(settings, watcher)
@@ -52,6 +60,19 @@ def run(arguments: argparse.Namespace) -> None:
     watcher.result(result.as_dict())
     if not settings.json:
         print(describe(result, settings))
+
+
+def show(settings: Settings, count: int) -> None:
+    """Rows as the model sees them."""
+    from gemmary.tune.preview import preview
+
+    found = preview(settings, open_named(settings.model), count)
+    if settings.json:
+        console.write_json(found.as_json())
+        return
+    for notice in found.notices:
+        console.note(f"note: {notice}")
+    found.write(sys.stdout)
 
 
 def require_torch() -> None:
@@ -69,7 +90,8 @@ def describe(result: Result, settings: Settings) -> str:
         lines[0] += f"; ended early after {settings.patience} measurements without a better one"
     if result.best_val_loss is not None:
         lines.append(
-            f"validation loss {result.first_val_loss:.4f} before, {result.best_val_loss:.4f} at its best, step {result.best_step:,}"
+            f"validation loss {result.first_val_loss:.4f} before, {result.best_val_loss:.4f} at its best, "
+            f"after step {result.best_step:,}"
         )
     if result.test_loss is not None:
         lines.append(f"test loss {result.test_loss:.4f}")

@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
     command = parser.command(commands, "verify", run, "compare two models that should be the same", details)
     command.add_argument("model", metavar="MODEL", help=parser.MODEL_HELP)
     command.add_argument("--against", metavar="OTHER", help="the model that is trusted (default: MODEL itself)")
+    parser.add_adapter(command)
     command.add_argument("--engine", choices=ENGINES, help="the engine of the trusted side (default: native)")
     command.add_argument("--text", metavar="FILE", help="compare over this text (default: a built-in one)")
     command.add_argument("--tokens", type=parser.count, metavar="N", help="only the first N tokens of the text")
@@ -52,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     model = loading.load_model(arguments, engine="native")
     console.note(loading.describe(model))
     against = loading.load_model(
-        argparse.Namespace(threads=arguments.threads),
+        # What was merged is held against base and adapter; anything else against itself, adapter and all.
+        argparse.Namespace(threads=arguments.threads, adapter=None if arguments.against else arguments.adapter),
         arguments.against or arguments.model,
         engine=arguments.engine or "native",
         dtype=exact,

@@ -154,8 +154,18 @@ bool add_high_halves(PackedWeight& weight, Runtime& runtime) {
   return good;
 }
 
+using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+std::shared_ptr<Lora> make_lora(Weight a, Weight b, float scale, const std::optional<Vector>& gain) {
+  if (!a || !b || a->view().format != Format::F32 || b->view().format != Format::F32)
+    throw std::invalid_argument("an adapter is two float32 matrices");
+  Lora lora{std::move(a), std::move(b), scale, {}};
+  if (gain) lora.gain.assign(gain->data(), gain->data() + gain->shape(0));
+  return std::make_shared<Lora>(std::move(lora));
+}
+
 void run(Program& program, const Ints& tokens, const Ints& positions, const std::vector<Pairs>& visible, const Ints& outputs,
-         const Pairs& sequences, const std::vector<KvCache*>& caches, const std::vector<Floats>& externals, int64_t candidates) {
+         const Pairs& sequences, const std::vector<KvCache*>& caches, const std::vector<Floats>& externals, int64_t candidates,
+         const std::optional<Ints>& adapters) {
   StepInputs step;
   if (candidates < 0) throw std::invalid_argument("a step cannot be asked for fewer than no candidates");
   step.candidates = candidates;
@@ -165,6 +175,10 @@ void run(Program& program, const Ints& tokens, const Ints& positions, const std:
   step.sequences = sequences.data();
   step.rows = {static_cast<int64_t>(tokens.shape(0)), static_cast<int64_t>(outputs.shape(0)), static_cast<int64_t>(sequences.shape(0))};
   if (positions.shape(0) != tokens.shape(0)) throw std::invalid_argument("tokens and positions differ in number");
+  if (adapters) {
+    if (adapters->shape(0) != sequences.shape(0)) throw std::invalid_argument("a step has an adapter's number for each sequence");
+    step.adapters = adapters->data();
+  }
   for (const Pairs& pairs : visible) {
     if (pairs.shape(0) != tokens.shape(0)) throw std::invalid_argument("tokens and visible keys differ in number");
     step.visible.push_back(pairs.data());
@@ -189,7 +203,7 @@ Program make_program(std::shared_ptr<Runtime> runtime, const std::vector<std::pa
   return Program(std::move(runtime), std::move(slot_list), std::move(buffer_list), kinds, externals);
 }
 
-std::vector<float> gain_of(const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>& weight) {
+std::vector<float> gain_of(const Vector& weight) {
   std::vector<float> gain(weight.data(), weight.data() + weight.shape(0));
   for (float& value : gain) value += 1.0f;
   return gain;
@@ -225,6 +239,10 @@ void bind_native(nb::module_& module) {
       .def("add_high_halves", &add_high_halves, nb::arg("runtime"))
       .def_prop_ro("high_nbytes", [](const PackedWeight& w) { return w.high ? w.high->bytes() : size_t{0}; });
 
+  nb::class_<Lora>(module, "Lora", "A low-rank adapter of one matrix.")
+      .def(nb::new_(&make_lora), nb::arg("a"), nb::arg("b"), nb::arg("scale"), nb::arg("gain").none())
+      .def_prop_ro("nbytes", [](const Lora& l) { return l.a->bytes() + l.b->bytes() + l.gain.size() * sizeof(float); });
+
   nb::class_<KvCache>(module, "KvCache", "Keys and values of one sequence.")
       .def("__init__",
            [](KvCache* self, const std::vector<int64_t>& positions, int kv_heads, int head_dim, int64_t capacity, const std::string& dtype,
@@ -245,7 +263,6 @@ void bind_native(nb::module_& module) {
       }, nb::arg("length"));
 
   using Numbers = std::vector<int>;
-  using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
   nb::class_<Program>(module, "Program", "A recorded model.")
       .def(nb::new_([](std::shared_ptr<Runtime> runtime, const std::vector<std::pair<std::string, int64_t>>& slots,
                        const std::vector<std::tuple<std::string, int64_t, int64_t, bool>>& buffers, int kinds, int externals) {
@@ -255,8 +272,8 @@ void bind_native(nb::module_& module) {
       .def("embed", [](Program& p, std::string label, int out, Weight table, float scale) {
         p.append(Embed{std::move(table), scale, out}, std::move(label));
       })
-      .def("linear", [](Program& p, std::string label, Numbers out, int x, std::vector<Weight> weights) {
-        p.append(Linear{x, std::move(weights), std::move(out)}, std::move(label));
+      .def("linear", [](Program& p, std::string label, Numbers out, int x, std::vector<Weight> weights, Loras adapters) {
+        p.append(Linear{x, std::move(weights), std::move(out), std::move(adapters)}, std::move(label));
       })
       .def("rms_norm", [](Program& p, std::string label, int out, int x, const Vector& weight, float eps) {
         p.append(RmsNorm{x, gain_of(weight), eps, out}, std::move(label));
@@ -279,7 +296,7 @@ void bind_native(nb::module_& module) {
       .def("l2_normalize", [](Program& p, std::string label, int out, int x) { p.append(L2Normalize{x, out}, std::move(label)); })
       .def("run", &run, nb::arg("tokens").noconvert(), nb::arg("positions").noconvert(), nb::arg("visible").noconvert(),
            nb::arg("outputs").noconvert(), nb::arg("sequences").noconvert(), nb::arg("caches"), nb::arg("externals").noconvert(),
-           nb::arg("candidates") = 0)
+           nb::arg("candidates") = 0, nb::arg("adapters").noconvert().none() = nb::none())
       .def("set_profiling", &Program::set_profiling)
       .def("profile", [](const Program& p) {
         std::vector<std::tuple<std::string, double, int64_t, int64_t, int64_t, int64_t, int64_t>> rows;

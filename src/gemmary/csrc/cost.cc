@@ -38,6 +38,8 @@ class Costing {
       cost.activation_bytes += bytes(i.out[n]);
       (format_info(weight.format).quantized ? cost.int8_operations : cost.float_operations) += 2 * rows(i.x) * weight.rows * weight.cols;
     }
+    for (const auto& adapters : i.adapters)
+      for (size_t n = 0; n < adapters.size(); n++) add_adapter(cost, adapters[n].get(), static_cast<int>(n) + 1);
     return cost;
   }
 
@@ -90,6 +92,17 @@ class Costing {
   int64_t rows(int number) const { return step_.rows[static_cast<int>(program_.buffers_[number].rows)]; }
   int64_t elements(int number) const { return rows(number) * program_.buffers_[number].width; }
   int64_t bytes(int number) const { return elements(number) * static_cast<int64_t>(sizeof(float)); }
+
+  // Both of its matrices, where a row of the step has it.
+  void add_adapter(Cost& cost, const Lora* lora, int number) const {
+    int64_t count = 0;
+    for (int64_t s = 0; lora && step_.adapters && s < step_.rows[2]; s++)
+      if (step_.adapters[s] == number) count += step_.sequences[2 * s + 1] - step_.sequences[2 * s];
+    if (count == 0) return;
+    const PackedView &a = lora->a->view(), &b = lora->b->view();
+    cost.weight_bytes += static_cast<int64_t>(lora->a->bytes() + lora->b->bytes());
+    cost.float_operations += 2 * count * a.rows * (a.cols + b.rows);
+  }
 
   // Buffers that are read or written, and so many operations for each element of `of`.
   Cost elementwise(std::initializer_list<int> touched, int of, int64_t operations) const {

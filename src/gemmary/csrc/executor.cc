@@ -68,10 +68,14 @@ class Executor {
       quantized = quantized || format_info(weight->view().format).quantized;
       bytes += weight->view().panels * static_cast<int64_t>(weight->view().panel_bytes);
     }
-    if (quantized) {
-      x.q = quantized_activations_at(program_.quantized_, count, width);
-      spread(count, width, [&](int64_t begin, int64_t end) { kernels_.quantize_activations(x.x, x.ldx, x.q, begin, end); });
-    }
+    AdapterStep& adapters = program_.adapter_step_;
+    if (quantized) x.q = quantized_activations_at(program_.quantized_, count, width);
+    adapters.plan(i.adapters, program_.projected_, kRowsPerTask);
+    const int64_t each = std::max<int64_t>(1, kGrain / width), quantizing = quantized ? ceil_div(count, each) : 0;
+    pool_.run(quantizing + adapters.tasks(), [&](int64_t task, int thread) {
+      if (task < quantizing) kernels_.quantize_activations(x.x, x.ldx, x.q, task * each, std::min(count, (task + 1) * each));
+      else adapters.project(task - quantizing, x, kernels_, scratch(thread));
+    });
     if (i.weights.size() == 1 && i.weights[0]->high && count == 1 && step_.candidates > 0 && largest_rows(i, x)) return;
     // A task is some panels of one weight for up to kRowsPerTask rows.
     const int64_t row_blocks = ceil_div(count, kRowsPerTask);
@@ -89,9 +93,10 @@ class Executor {
           task -= own;
           continue;
         }
-        const int64_t t0 = task % row_blocks * kRowsPerTask, p0 = task / row_blocks * each;
-        kernels_.linear(view, x, t0, std::min(count, t0 + kRowsPerTask), p0, std::min(view.panels, p0 + each), data(i.out[n]),
-                        static_cast<size_t>(view.rows), scratch(thread));
+        const int64_t t0 = task % row_blocks * kRowsPerTask, t1 = std::min(count, t0 + kRowsPerTask);
+        const int64_t p0 = task / row_blocks * each, p1 = std::min(view.panels, p0 + each);
+        kernels_.linear(view, x, t0, t1, p0, p1, data(i.out[n]), static_cast<size_t>(view.rows), scratch(thread));
+        adapters.add(n, kernels_, t0, t1, p0, p1, data(i.out[n]), static_cast<size_t>(view.rows));
         return;
       }
     });
@@ -352,10 +357,11 @@ void Program::plan_pieces(const StepInputs& step, int kind, bool few) {
 }
 
 void Program::reserve(const StepInputs& step) {
-  size_t quantized = 0, scratch = kLinearScratchBytes;
+  size_t quantized = 0, projected = 0, scratch = kLinearScratchBytes;
   for (const Recorded& recorded : instructions_) {
     if (const Linear* linear = std::get_if<Linear>(&recorded.work)) {
       const Buffer& x = buffers_[linear->x];
+      if (!adapter_step_.idle()) projected = std::max(projected, static_cast<size_t>(step.rows[0] * projected_width(linear->adapters)) * sizeof(float));
       for (const Weight& weight : linear->weights) {
         if (format_info(weight->view().format).quantized)
           quantized = std::max(quantized, quantized_activations_bytes(step.rows[static_cast<int>(x.rows)], x.width));
@@ -366,6 +372,7 @@ void Program::reserve(const StepInputs& step) {
   for (const AttentionBlock& block : blocks_)
     scratch = std::max(scratch, static_cast<size_t>(attention_scratch_floats(block.rows * block.heads, width)) * sizeof(float));
   quantized_ = runtime_->quantized.reserve(quantized);
+  projected_ = reinterpret_cast<float*>(runtime_->projected.reserve(projected));
   scratch_stride_ = align_up(scratch);
   const size_t all = scratch_stride_ * static_cast<size_t>(runtime_->pool.threads());
   scratch_ = runtime_->scratch.reserve(all + static_cast<size_t>(partial_floats_) * sizeof(float));
@@ -376,6 +383,7 @@ void Program::run(const StepInputs& step) {
   const std::lock_guard lock(runtime_->busy);
   check(step);
   place_buffers(step);
+  adapter_step_.begin(step.adapters, step.sequences, step.rows[2]);
   plan_attention(step);
   reserve(step);
   Executor executor(*this, step);

@@ -12,6 +12,7 @@ struct Tiles {
 }  // namespace gemmary::avx2
 
 #include "activations_impl.h"
+#include "adapter_impl.h"
 #include "attention_impl.h"
 #include "dequantize_impl.h"
 #include "head_impl.h"
@@ -20,5 +21,5 @@ struct Tiles {
 #include "probe_impl.h"
 
 namespace gemmary {
-extern const Kernels kAvx2Kernels{Isa::Avx2, "avx2", avx2::quantize_activations, avx2::linear, &avx2::kStepKernels, &avx2::kHeadKernels, &avx2::kProbe, avx2::dequantize};
+extern const Kernels kAvx2Kernels{Isa::Avx2, "avx2", avx2::quantize_activations, avx2::linear, avx2::adapt, &avx2::kStepKernels, &avx2::kHeadKernels, &avx2::kProbe, avx2::dequantize};
 }  // namespace gemmary

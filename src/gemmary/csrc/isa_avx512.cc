@@ -12,6 +12,7 @@ struct Tiles {
 }  // namespace gemmary::avx512
 
 #include "activations_impl.h"
+#include "adapter_impl.h"
 #include "attention_impl.h"
 #include "dequantize_impl.h"
 #include "head_impl.h"
@@ -20,5 +21,5 @@ struct Tiles {
 #include "probe_impl.h"
 
 namespace gemmary {
-extern const Kernels kAvx512Kernels{Isa::Avx512, "avx512", avx512::quantize_activations, avx512::linear, &avx512::kStepKernels, &avx512::kHeadKernels, &avx512::kProbe, avx512::dequantize};
+extern const Kernels kAvx512Kernels{Isa::Avx512, "avx512", avx512::quantize_activations, avx512::linear, avx512::adapt, &avx512::kStepKernels, &avx512::kHeadKernels, &avx512::kProbe, avx512::dequantize};
 }  // namespace gemmary

@@ -12,6 +12,7 @@ struct Tiles {
 }  // namespace gemmary::neon
 
 #include "activations_impl.h"
+#include "adapter_impl.h"
 #include "attention_impl.h"
 #include "dequantize_impl.h"
 #include "head_impl.h"
@@ -20,5 +21,5 @@ struct Tiles {
 #include "probe_impl.h"
 
 namespace gemmary {
-extern const Kernels kNeonKernels{Isa::Neon, "neon", neon::quantize_activations, neon::linear, &neon::kStepKernels, &neon::kHeadKernels, &neon::kProbe, neon::dequantize};
+extern const Kernels kNeonKernels{Isa::Neon, "neon", neon::quantize_activations, neon::linear, neon::adapt, &neon::kStepKernels, &neon::kHeadKernels, &neon::kProbe, neon::dequantize};
 }  // namespace gemmary

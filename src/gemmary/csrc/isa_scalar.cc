@@ -12,6 +12,7 @@ struct Tiles {
 }  // namespace gemmary::scalar
 
 #include "activations_impl.h"
+#include "adapter_impl.h"
 #include "attention_impl.h"
 #include "dequantize_impl.h"
 #include "head_impl.h"
@@ -20,5 +21,5 @@ struct Tiles {
 #include "probe_impl.h"
 
 namespace gemmary {
-extern const Kernels kScalarKernels{Isa::Scalar, "scalar", scalar::quantize_activations, scalar::linear, &scalar::kStepKernels, &scalar::kHeadKernels, &scalar::kProbe, scalar::dequantize};
+extern const Kernels kScalarKernels{Isa::Scalar, "scalar", scalar::quantize_activations, scalar::linear, scalar::adapt, &scalar::kStepKernels, &scalar::kHeadKernels, &scalar::kProbe, scalar::dequantize};
 }  // namespace gemmary

@@ -4,6 +4,7 @@
 #include <optional>
 #include <string_view>
 
+#include "adapter.h"
 #include "dequantize.h"
 #include "head.h"
 #include "linear.h"
@@ -19,6 +20,7 @@ struct Kernels {
   const char* name;
   QuantizeActivationsFunction* quantize_activations;
   LinearFunction* linear;
+  AdaptFunction* adapt;
   const StepKernels* step;
   const HeadKernels* head;
   const Probe* probe;

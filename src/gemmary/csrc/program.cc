@@ -44,6 +44,18 @@ struct Checker {
       width(i.out[n], i.weights[n]->view().rows);
       rows(i.out[n], at(i.x).rows);
     }
+    if (i.adapters.empty()) return;
+    rows(i.x, Rows::tokens);
+    require(i.adapters.size() == i.weights.size(), "a linear instruction has adapters for each weight or for none");
+    for (size_t n = 0; n < i.adapters.size(); n++) {
+      require(i.adapters[n].size() == i.adapters[0].size(), "every weight has as many adapters");
+      for (const std::shared_ptr<const Lora>& lora : i.adapters[n]) {
+        if (!lora) continue;
+        const PackedView &weight = i.weights[n]->view(), &a = lora->a->view(), &b = lora->b->view();
+        require(a.cols == weight.cols && b.rows == weight.rows && a.rows == b.cols, "an adapter does not fit its weight");
+        require(lora->gain.empty() || static_cast<int64_t>(lora->gain.size()) == weight.rows, "an adapter's gain does not fit its weight");
+      }
+    }
   }
   void operator()(const RmsNorm& i) const {
     same(i.x, i.out);
@@ -123,6 +135,10 @@ void Program::append(Instruction instruction, std::string label) {
     kv_heads_ = attention->kv_heads;
     head_dim_ = head_dim;
   }
+  if (const Linear* linear = std::get_if<Linear>(&instruction); linear && !linear->adapters.empty()) {
+    require(adapters_ == 0 || adapters_ == linear->adapters[0].size(), "all products have the same adapters");
+    adapters_ = linear->adapters[0].size();
+  }
   instructions_.push_back({std::move(instruction), {std::move(label), 0, {}}});
 }
 
@@ -138,6 +154,10 @@ void Program::check(const StepInputs& step) const {
     row = step.sequences[2 * s + 1];
   }
   require(row == tokens, "the step's sequences do not cover its tokens");
+  for (int64_t s = 0; step.adapters && s < sequences; s++) {
+    if (step.adapters[s] < 0 || static_cast<size_t>(step.adapters[s]) > adapters_)
+      refuse("a sequence asks for adapter " + std::to_string(step.adapters[s]) + " and the model was loaded with " + std::to_string(adapters_));
+  }
   for (int64_t r = 0; r < outputs; r++)
     require(step.outputs[r] >= 0 && step.outputs[r] < tokens, "an output row is not a row of the step");
   for (const Buffer& buffer : buffers_) {

@@ -36,7 +36,7 @@ using Weight = std::shared_ptr<const PackedWeight>;
 
 // The instructions, one for each op of ops/spec.py that computes. Numbers are buffers unless said otherwise.
 struct Embed { Weight table; float scale; int out; };
-struct Linear { int x; std::vector<Weight> weights; std::vector<int> out; };  // several weights that read the same x
+struct Linear { int x; std::vector<Weight> weights; std::vector<int> out; Loras adapters; };  // several weights that read the same x
 struct RmsNorm { int x; std::vector<float> gain; float eps; int out; };       // gain: 1 + weight, for each head of x where it is shorter
 struct RopeAngles { std::vector<float> frequencies; int out; };
 struct Rope { int x, angles, out; };
@@ -68,6 +68,7 @@ struct StepInputs {
     int64_t rows, width;
   };
   std::vector<External> externals;
+  const int32_t* adapters = nullptr;    // [S] number of each sequence's adapter, 0: none; null: none for all
   int64_t candidates = 0;               // 0: every logit; k: a lone row may hold -inf where a logit is not among its k largest
 };
 
@@ -152,6 +153,7 @@ class Program {
   std::vector<Recorded> instructions_;
   int kinds_;
   int externals_;
+  size_t adapters_ = 0;  // of every product that has any
   int heads_ = 0, kv_heads_ = 0, head_dim_ = 0;  // of every attention; 0 without one
   bool profiling_ = false;
 
@@ -167,6 +169,8 @@ class Program {
   float* partials_ = nullptr;  // partial_floats_ of them, shared by all threads
   int64_t partial_floats_ = 0;
   std::byte* quantized_ = nullptr;
+  AdapterStep adapter_step_;
+  float* projected_ = nullptr;
   HeadPlan head_plan_;
   std::vector<float> head_largest_, head_values_;  // the highest bound of each panel; logits of the panels computed first
   std::vector<int32_t> head_first_;

@@ -30,7 +30,7 @@ struct Runtime {
   Pool pool;
   const Kernels& kernels;
   std::mutex busy;  // held by whoever uses the pool or the memory below
-  Workspace buffers, quantized, scratch;
+  Workspace buffers, quantized, projected, scratch;
   WeightArena weights;
 };
 

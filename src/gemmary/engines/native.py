@@ -26,11 +26,16 @@ from gemmary.errors import GemmaryError
 from gemmary.memory import available_bytes
 from gemmary.model import decoder
 from gemmary.model.leaves import Leaves
-from gemmary.quantize.leaves import FLOATS, Leaf, Packed, slices
+from gemmary.quantize.leaves import FLOATS, Dense, Leaf, Packed, slices
+from gemmary.quantize.lora import LoRA
 
 GREEDY_STEPS = 48
 """Lone greedy steps before the head's high halves are copied: about as many as lose the time without them that the
 copying takes."""
+
+
+ADAPTERS = "F32 adapters"
+"""What their bytes are counted as."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class NativeEngine:
         self._compiled("logits", False)
         if config.pooled_dense:
             self._compiled("sentence_embedding", False)
-        exact = dtype == "float32" or set(self._formats) == {"F32"}
+        exact = dtype == "float32" or all(format.split()[0] == "F32" for format in self._formats)
         self._kv_dtype = kv_dtype if kv_dtype != "auto" else "float32" if exact else "bfloat16"
         self.info = EngineInfo(
             "native",
@@ -234,14 +239,30 @@ class NativeEngine:
 
     def _weight(self, name: str) -> Weight:
         if name not in self._packed:
-            self._packed[name] = Weight(name, self._pack(name, self._lookup(name)))
+            leaf = self._lookup(name)
+            adapters = self._adapters(name, leaf) if isinstance(leaf, LoRA) else []
+            self._packed[name] = Weight(name, self._pack(name, leaf), adapters)
         return self._packed[name]
+
+    def _adapters(self, name: str, leaf: LoRA) -> list[Any]:
+        """What the model's adapters add to a weight, as the kernels read it."""
+        found: list[Any] = []
+        for weights, gain in zip(leaf.adapters, leaf.gains, strict=True):
+            if weights is None:
+                found.append(None)
+                continue
+            with _errors(f"the adapter of {name}"):
+                a, b = (pack(self._runtime, Dense(matrix), "F32") for matrix in (weights.a, weights.b))
+                found.append(_core.Lora(a, b, weights.scale, gain))
+            self._count(ADAPTERS, found[-1].nbytes)
+        return found
 
     def _pack(self, name: str, leaf: Leaf) -> Any:
         if len(leaf.shape) == 1:
             vector = np.ascontiguousarray(leaf.dequantize())
             self._count("F32", vector.nbytes)
             return vector
+        leaf = leaf.base if isinstance(leaf, LoRA) else leaf
         format = {"float32": "F32", "bfloat16": "BF16"}[self._dtype] if self._dtype else leaf.format
         with _errors(f"the weight {name}"):
             packed = pack(self._runtime, leaf, format)
@@ -278,9 +299,9 @@ def run_program(
     """One step of a C++ program: `arrays` are its external buffers."""
     visible = [batch.visible[kind] for kind in kinds]
     sequences = np.array([(rows.start, rows.stop) for rows in batch.sequences], dtype=np.int32).reshape(-1, 2)
-    program.run(
-        batch.tokens, batch.positions, visible, batch.outputs, sequences, caches, arrays, candidates=batch.candidates
-    )
+    adapters = np.array(batch.adapters, dtype=np.int32) if any(batch.adapters) else None
+    inputs = (batch.tokens, batch.positions, visible, batch.outputs, sequences, caches, arrays)
+    program.run(*inputs, candidates=batch.candidates, adapters=adapters)
 
 
 @contextlib.contextmanager

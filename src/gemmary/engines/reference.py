@@ -37,7 +37,7 @@ class ReferenceEngine:
             held = len(sequence.layers[0][0]) if sequence.layers else 0
             if batch.positions[rows.start] != held:
                 raise ValueError(f"tokens at {batch.positions[rows.start]}, cache holds {held}")
-        ops = ReferenceOps(taps=taps)
+        ops = ReferenceOps(taps=taps, adapted=batch.adapted())
         step = decoder.Step(batch.tokens, batch.positions, dict(batch.visible), batch.outputs, batch.pictures)
         cache = StepCache(caches, batch.sequences)
         hidden, _ = decoder.hidden_states(ops, self.config, self.weights, step, cache)
@@ -51,7 +51,7 @@ class ReferenceEngine:
         return tokens
 
     def embed(self, batch: Batch, taps: dict[str, Logits] | None = None) -> Logits:
-        ops = ReferenceOps(taps=taps)
+        ops = ReferenceOps(taps=taps, adapted=batch.adapted())
         step = decoder.Step(batch.tokens, batch.positions, dict(batch.visible), batch.outputs)
         cache = StepCache([SequenceCache() for _ in batch.sequences], batch.sequences)
         hidden, _ = decoder.hidden_states(ops, self.config, self.weights, step, cache)

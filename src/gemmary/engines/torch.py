@@ -79,14 +79,14 @@ class TorchEngine:
             if start != cache.length or start + count > cache.capacity:
                 raise ValueError(f"{count} tokens at {start}, cache has {cache.length} of {cache.capacity}")
         with torch.inference_mode():
-            logits = self.model(TorchOps(self.dtype, taps), self._step(batch), StepCache(caches, batch.sequences))
+            logits = self.model(self._ops(batch, taps), self._step(batch), StepCache(caches, batch.sequences))
         for cache, rows in zip(caches, batch.sequences, strict=True):
             cache.length += rows.stop - rows.start
         result: Logits = logits.cpu().numpy()
         return result
 
     def embed(self, batch: Batch, taps: dict[str, Logits] | None = None) -> Logits:
-        ops = TorchOps(self.dtype, taps)
+        ops = self._ops(batch, taps)
         cache = StepCache([None] * len(batch.sequences), batch.sequences)
         with torch.inference_mode():
             hidden = self.model(ops, self._step(batch), cache, hidden_only=True)
@@ -94,6 +94,9 @@ class TorchEngine:
             vectors = decoder.sentence_embedding(ops, self.config, dense, batch.sequences, hidden)
         result: Logits = vectors.cpu().numpy()
         return result
+
+    def _ops(self, batch: Batch, taps: dict[str, Logits] | None) -> TorchOps:
+        return TorchOps(self.dtype, taps, batch.adapted())
 
     def _step(self, batch: Batch) -> decoder.Step:
         def tensor(array: Any) -> torch.Tensor:

@@ -64,9 +64,7 @@ class _Attention(torch.autograd.Function):
         tiles, scale, softcap = ctx.settings
         (grad,) = gradients
         q_KTGH, k_KSH, v_KSH = _by_key_head(q, k, v)
-        grad_KTGH, out_KTGH = (
-            x.float().view(*q.shape).unflatten(1, (k.shape[1], -1)).transpose(0, 1) for x in (grad, out)
-        )
+        grad_KTGH, out_KTGH = (_grouped(x.view(q.shape), k.shape[1]) for x in (grad, out))
         mean_KTG = (grad_KTGH * out_KTGH).sum(-1)
         q_grad, k_grad, v_grad = (
             torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q_KTGH, k_KSH, v_KSH)
@@ -95,8 +93,13 @@ class _Attention(torch.autograd.Function):
 
 def _by_key_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """In float32, key head first: q [K, T, G, H], so that the queries of a tile lie together; k and v [K, S, H]."""
-    q_KTGH = q.float().unflatten(1, (k.shape[1], -1)).transpose(0, 1).contiguous()
+    q_KTGH = _grouped(q, k.shape[1]).contiguous()
     return q_KTGH, k.float().transpose(0, 1), v.float().transpose(0, 1)
+
+
+def _grouped(x_TNH: Tensor, key_heads: int) -> Tensor:
+    """In float32 [K, T, G, H]."""
+    return x_TNH.float().view(x_TNH.shape[0], key_heads, -1, x_TNH.shape[2]).transpose(0, 1)
 
 
 def _rows(x_KTGH: Tensor, tile: Tile) -> Tensor:

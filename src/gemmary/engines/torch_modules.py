@@ -17,10 +17,12 @@ from torch import nn
 
 from gemmary.checkpoints.tensors import PREFIXES, Tensor, tensors
 from gemmary.config import Config
+from gemmary.engines.torch_adapters import AdaptedLinear
 from gemmary.engines.torch_ops import Head, RMSNorm, StepCache, TokenTable, TorchOps
 from gemmary.model import decoder
 from gemmary.model.leaves import Leaves
 from gemmary.quantize.leaves import Dense, Leaf
+from gemmary.quantize.lora import LoRA
 
 HEAD = "lm_head"
 
@@ -116,6 +118,8 @@ def module_of(
     leaf = lookup(tensor.name)
     if leaf.shape != tensor.shape:
         raise ValueError(f"{tensor.name} is {leaf.shape}, not {tensor.shape}")
+    if isinstance(leaf, LoRA):
+        return AdaptedLinear(_tensor(leaf.base, dtype).to(device), leaf)
     module: nn.Module
     if tensor.is_norm:
         module = RMSNorm(leaf.shape[0], device="meta")

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gemmary.config import Config
+from gemmary.engines.torch_adapters import AdaptedLinear
 from gemmary.engines.torch_attention import Tile, attend
+from gemmary.engines.torch_functions import geglu, rms_norm, rope
 
 QUERY_TILE = 128
 """Queries attended to at once: bounds the float32 scores, and lets a tile read only the keys that it sees."""
@@ -35,9 +37,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(size, device=device))
 
     def forward(self, x: Tensor, eps: float) -> Tensor:
-        x32 = x.float()
-        scaled = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
-        return (scaled * (1 + self.weight.float())).to(x.dtype)
+        return rms_norm(x, self.weight, eps)
 
 
 class Head(nn.Linear):
@@ -116,11 +116,15 @@ def _tiles(spans: npt.NDArray[np.int32], device: torch.device) -> list[Tile]:
 
 
 class TorchOps:
-    """`gemmary.ops.spec.Ops` in PyTorch; `dtype` is that of the activations. Taps land in `taps` when given."""
+    """`gemmary.ops.spec.Ops` in PyTorch; `dtype` is that of the activations. Taps land in `taps` when given. adapted:
+    as `Batch.adapted`."""
 
-    def __init__(self, dtype: torch.dtype, taps: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, dtype: torch.dtype, taps: dict[str, Any] | None = None, adapted: Sequence[tuple[int, slice]] = ()
+    ) -> None:
         self.dtype = dtype
         self.taps = taps
+        self.adapted = adapted
 
     def embed(self, table: TokenTable, tokens: Tensor, scale: float) -> Tensor:
         rows: Tensor = table.embedding(tokens)
@@ -129,7 +133,8 @@ class TorchOps:
     def linear(self, x: Tensor, weight: nn.Module | TokenTable) -> Tensor:
         module = weight.head if isinstance(weight, TokenTable) else weight
         assert module is not None
-        result: Tensor = module(x.to(self.dtype))
+        more = (self.adapted,) if isinstance(module, AdaptedLinear) else ()
+        result: Tensor = module(x.to(self.dtype), *more)
         return result
 
     def rms_norm(self, x: Tensor, weight: nn.Module, eps: float) -> Tensor:
@@ -145,9 +150,7 @@ class TorchOps:
         return angles.cos(), angles.sin()
 
     def rope(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        cos, sin = angles
-        first, second = x.float().chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+        return rope(x, angles)
 
     def attention(
         self,
@@ -171,7 +174,7 @@ class TorchOps:
         return torch.cat(outs), cache
 
     def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        return (functional.gelu(gate.float(), approximate="tanh") * up.float()).to(gate.dtype)
+        return geglu(gate, up)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y

@@ -1,9 +1,10 @@
 """Modules whose weights stay as they are stored, quantized and packed, while gradients flow through them.
 
 A matrix is kept as the native engine's panels (csrc/packed.h): those of a packed folder are used where the file is
-mapped, other leaves are packed once. Both the product and its gradient dequantize some output rows at a time into a
-scratch that every module uses in turn, and multiply with that, so never is more than a tile of a weight in memory in
-another form. The weights themselves take no gradient: what is trained stands beside them.
+mapped, other leaves are packed once, and unquantized ones may be quantized with that. Both the product and its gradient
+dequantize some output rows at a time into a scratch that every module uses in turn, and multiply with that, so never is
+more than a tile of a weight in memory in another form. The weights themselves take no gradient: what is trained stands
+beside them.
 
 Dequantization is done by the native core on the CPU, and tensors on another device are refused. A GPU would need the
 packed codes in its own memory and a kernel that unpacks them there, from `csrc/packed.h`'s layout.
@@ -23,9 +24,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gemmary import _core
+from gemmary.checkpoints.convert import piece
 from gemmary.engines.native import pack
 from gemmary.errors import GemmaryError
-from gemmary.quantize.leaves import Leaf
+from gemmary.quantize.leaves import Leaf, slices
 
 TILE = 1 << 20
 """Weights dequantized at once: 4 MiB of float32. Much less starves the matrix product, more falls out of the caches."""
@@ -34,8 +36,9 @@ _PANEL_ROWS = 16
 
 @lru_cache(maxsize=1)
 def _runtime(threads: int) -> Any:
-    """The native core's threads: as many as PyTorch computes with."""
-    return _core.Runtime(threads, None)
+    """The native core's threads beside so many of PyTorch. Those spin for a while after each product and the core's
+    would wait for a processor; half of them, which measured faster than all, still unpack faster than is multiplied."""
+    return _core.Runtime(max(1, threads // 2), None)
 
 
 class _Scratch:
@@ -58,18 +61,27 @@ _SCRATCH = _Scratch()
 
 
 class PackedMatrix:
-    """A frozen matrix [rows, columns] in the panels of its own format, whose rows are dequantized when asked for.
+    """A frozen matrix [rows, columns] in panels, whose rows are dequantized when asked for."""
 
-    Raises GemmaryError for a leaf that is not a matrix, or whose format the kernels do not have.
-    """
+    def __init__(self, leaf: Leaf, format: str | None = None) -> None:
+        """format: None = as stored, which maps or copies what there is; another is made from it, a slice at a time.
 
-    def __init__(self, leaf: Leaf) -> None:
+        Raises GemmaryError for a leaf that is not a matrix, that does not fit the format, or that has one which the
+        kernels do not.
+        """
         if len(leaf.shape) != 2:
             raise GemmaryError(f"only matrices stay quantized, not a weight of shape {leaf.shape}")
         self.shape = (leaf.shape[0], leaf.shape[1])
-        self.format = leaf.format
+        self.format = format or leaf.format
+        runtime = _runtime(torch.get_num_threads())
         try:
-            self._packed = pack(_runtime(torch.get_num_threads()), leaf, leaf.format)
+            if self.format == leaf.format:
+                self._packed = pack(runtime, leaf, self.format)
+                return
+            self._packed = _core.PackedWeight(runtime, self.format, *self.shape)
+            for start, stop in slices(leaf):
+                self._packed.pack(runtime, start, piece(leaf, start, stop, self.format))
+                leaf.release(start, stop)
         except ValueError as error:
             raise GemmaryError(str(error)) from error
 
@@ -101,6 +113,24 @@ class PackedMatrix:
         """Rows [start, stop) in the shared scratch: valid until any module's next tile."""
         return self.read(start, _SCRATCH.tile(stop - start, self.shape[1], dtype))
 
+    def product(self, x: Tensor) -> Tensor:
+        """x [T, columns] times the transpose of the matrix -> [T, rows]."""
+        out = x.new_empty(x.shape[0], self.shape[0])
+        for start, stop in self.tiles():
+            torch.mm(x, self.tile(start, stop, x.dtype).t(), out=out[:, start:stop])
+        return out
+
+    def product_back(self, grad: Tensor) -> Tensor:
+        """grad [T, rows] times the matrix -> [T, columns]: the gradient of x in `product`."""
+        total = grad.new_zeros(grad.shape[0], self.shape[1], dtype=torch.float32)
+        for start, stop in self.tiles():
+            part, tile = grad[:, start:stop], self.tile(start, stop, grad.dtype)
+            if grad.dtype == torch.float32:
+                total.addmm_(part, tile)
+            else:
+                total += part @ tile  # the tiles' parts are summed in float32
+        return total.to(grad.dtype)
+
 
 class _Product(torch.autograd.Function):
     """x [T, I] times the transpose of a packed matrix [O, I] -> [T, O]; gradients flow to x."""
@@ -108,25 +138,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: PackedMatrix) -> Tensor:
         ctx.matrix = matrix
-        out = x.new_empty(x.shape[0], matrix.shape[0])
-        for start, stop in matrix.tiles():
-            torch.mm(x, matrix.tile(start, stop, x.dtype).t(), out=out[:, start:stop])
-        return out
+        return matrix.product(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (grad,) = gradients
         matrix: PackedMatrix = ctx.matrix
-        if grad.dtype == torch.float32:
-            total = grad.new_zeros(grad.shape[0], matrix.shape[1])
-            for start, stop in matrix.tiles():
-                total.addmm_(grad[:, start:stop], matrix.tile(start, stop, grad.dtype))
-            return total, None
-        total = grad.new_zeros(grad.shape[0], matrix.shape[1], dtype=torch.float32)
-        for start, stop in matrix.tiles():  # the tiles' parts are summed in float32
-            total += grad[:, start:stop] @ matrix.tile(start, stop, grad.dtype)
-        return total.to(grad.dtype), None
+        return matrix.product_back(gradients[0]), None
 
 
 class QuantizedLinear(nn.Module):
@@ -134,10 +152,11 @@ class QuantizedLinear(nn.Module):
 
     place: Tensor
 
-    def __init__(self, leaf: Leaf, dtype: torch.dtype = torch.float32) -> None:
-        """dtype: of the activations that it is fed, which `place` tells to what is put around it."""
+    def __init__(self, leaf: Leaf, dtype: torch.dtype = torch.float32, format: str | None = None) -> None:
+        """dtype: of the activations that it is fed, which `place` tells to what is put around it. format: see
+        `PackedMatrix`."""
         super().__init__()
-        self.matrix = PackedMatrix(leaf)
+        self.matrix = PackedMatrix(leaf, format)
         self.out_features, self.in_features = self.matrix.shape
         self.register_buffer("place", torch.empty(0, dtype=dtype), persistent=False)
 
@@ -162,9 +181,10 @@ class QuantizedLinear(nn.Module):
 class QuantizedEmbedding(nn.Module):
     """A frozen token table [V, D] of any format: in place of an `nn.Embedding`, and of the head that is tied to it."""
 
-    def __init__(self, leaf: Leaf) -> None:
+    def __init__(self, leaf: Leaf, format: str | None = None) -> None:
+        """format: see `PackedMatrix`."""
         super().__init__()
-        self.matrix = PackedMatrix(leaf)
+        self.matrix = PackedMatrix(leaf, format)
         self.num_embeddings, self.embedding_dim = self.shape = self.matrix.shape
 
     def forward(self, tokens: Tensor) -> Tensor:

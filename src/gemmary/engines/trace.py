@@ -20,6 +20,8 @@ class Weight:
 
     name: str
     data: Any
+    adapters: Sequence[Any] = ()
+    """What each adapter of the model adds to it, or None; empty where the model has none."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,11 @@ class TraceOps:
             last.label += f"+{weight.name.rpartition('.')[2]}"
             last.results.append(out.buffer)
             last.settings[0].append(weight.data)
+            if weight.adapters:
+                last.settings[1].append(weight.adapters)
             return out
-        return self._record("linear", out, [x], [weight.data], label=weight.name)
+        adapters = [weight.adapters] if weight.adapters else []
+        return self._record("linear", out, [x], [weight.data], adapters, label=weight.name)
 
     def rms_norm(self, x: Value, weight: Weight, eps: float) -> Value:
         return self._record("rms_norm", self._like(x), [x], weight.data, eps, label=weight.name)

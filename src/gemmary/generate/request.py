@@ -101,6 +101,8 @@ class Request:
     prefix: int = 0
     """How many tokens at the start of the prompt see each other (0: causal)."""
     seed: int = 0
+    adapter: int = 0
+    """Number of the adapter that all of its keys and logits are computed with; 0: none."""
 
     max_tokens: int = 0
     """Set on submission: what was asked for, or what the context leaves."""

@@ -189,7 +189,7 @@ class Scheduler:
     def _plan(self) -> Sequence[tuple[Request, Chunk]]:
         """Decodes first, then prompts in order of arrival until the budget is spent."""
         decoding = [r for r in self.running if r.decoding]
-        planned = [(r, Chunk([r.generated[-1], *r.guess], r.computed, outputs="all")) for r in decoding]
+        planned = [(r, Chunk([r.generated[-1], *r.guess], r.computed, 0, "all", r.adapter)) for r in decoding]
         left = max(1, self.step_tokens - sum(len(chunk.tokens) for _, chunk in planned))
         whole_step = left
         for request in self.running:
@@ -204,7 +204,7 @@ class Scheduler:
                 size = prefix - request.computed
             last = request.computed + size == len(request.prompt)
             tokens = request.tokens(request.computed, request.computed + size)
-            chunk = Chunk(tokens, request.computed, request.prefix, "last" if last else "none")
+            chunk = Chunk(tokens, request.computed, request.prefix, "last" if last else "none", request.adapter)
             planned.append((request, chunk))
             left -= size
             if left <= 0:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmary.quantize.leaves import Affine, Leaf
+from gemmary.quantize.lora import LoRA
 
 Array = npt.NDArray[Any]
 
@@ -38,11 +39,17 @@ class StepCache:
 
 
 class ReferenceOps:
-    """`gemmary.ops.spec.Ops` in numpy. Taps land in `taps` when a dictionary is given."""
+    """`gemmary.ops.spec.Ops` in numpy. Taps land in `taps` when a dictionary is given. adapted: as `Batch.adapted`."""
 
-    def __init__(self, dtype: type[np.floating[Any]] = np.float32, taps: dict[str, Array] | None = None) -> None:
+    def __init__(
+        self,
+        dtype: type[np.floating[Any]] = np.float32,
+        taps: dict[str, Array] | None = None,
+        adapted: Sequence[tuple[int, slice]] = (),
+    ) -> None:
         self.dtype = dtype
         self.taps = taps
+        self.adapted = adapted
 
     def _dense(self, leaf: Leaf) -> Array:
         return leaf.dequantize().astype(self.dtype)
@@ -52,8 +59,18 @@ class ReferenceOps:
         return result
 
     def linear(self, x: Array, weight: Leaf) -> Array:
-        result: Array = x @ self._dense(weight).T
-        return result + weight.bias.astype(self.dtype) if isinstance(weight, Affine) else result
+        y: Array = x @ self._dense(weight).T
+        if isinstance(weight, Affine):
+            y = y + weight.bias.astype(self.dtype)
+        if isinstance(weight, LoRA):
+            for number, rows in self.adapted:
+                lora, gain = weight.adapters[number - 1], weight.gains[number - 1]
+                if lora is not None:
+                    a, b = lora.a.astype(self.dtype), lora.b.astype(self.dtype)
+                    y[rows] += self.dtype(lora.scale) * (x[rows] @ a.T @ b.T)
+                if gain is not None:
+                    y[rows] *= gain
+        return y
 
     def rms_norm(self, x: Array, weight: Leaf, eps: float) -> Array:
         mean_square = np.mean(x * x, axis=-1, keepdims=True)

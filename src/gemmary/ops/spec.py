@@ -21,8 +21,14 @@ class Ops(Protocol):
         ...
 
     def linear(self, x: Any, weight: Any) -> Any:
-        """[T, I] times the transpose of weight [O, I] -> [T, O], plus the bias where the leaf has one. Products are summed in float32 (integers
-        exactly, where both sides are integers). The logits of a bfloat16 engine are left in float32."""
+        """[T, I] times the transpose of weight [O, I] -> [T, O], plus the bias where the leaf has one.
+
+        Products are summed in float32 (integers exactly, where both sides are integers). The logits of a bfloat16
+        engine are left in float32.
+
+        A leaf with adapters: rows of a sequence that has one become (y + scale · B·(A·x)) · gain, float32 inside,
+        where gain is DoRA's magnitude / ‖W + scale·B·A‖ and else 1. The others stay what they are.
+        """
         ...
 
     def rms_norm(self, x: Any, weight: Any, eps: float) -> Any:

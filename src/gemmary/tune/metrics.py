@@ -1,8 +1,9 @@
-"""What a run leaves to be looked at: metrics.jsonl, a picture of it, and TensorBoard's files where that is installed."""
+"""What a run leaves to be looked at: metrics.jsonl, a picture of it, TensorBoard's files where that is installed."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import resource
@@ -59,6 +60,14 @@ class Metrics:
             self._board.close()
 
 
+class Unwritten:
+    """The metrics of a process that does not lead: what it computed is in the leader's."""
+
+    def write(self, line: Line) -> None: ...
+
+    def sync(self) -> None: ...
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; without the last one where it was cut short in the writing. None: no lines."""
     try:
@@ -100,8 +109,10 @@ def draw(folder: Path) -> Path | None:
     axes.set_ylabel("nats per scored token")
     axes.grid(alpha=0.3)
     axes.legend()
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
     with atomic_file(folder / PICTURE) as file:
-        figure.savefig(file, format="png", dpi=120)
+        file.write(drawn.getbuffer())
     return folder / PICTURE
 
 

@@ -1,0 +1,37 @@
+"""A linear layer with adapters, in PyTorch: each applied to the rows of the sequences that have it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gemmary.quantize.lora import LoRA
+
+
+class AdaptedLinear(nn.Linear):
+    """A linear layer [O, I] without a bias, and float32 A [r, I] and B [O, r] of each adapter that changes it."""
+
+    def __init__(self, weight: Tensor, leaf: LoRA) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self.weight = nn.Parameter(weight)
+        self.scales: dict[int, float] = {}
+        for number, (lora, gain) in enumerate(zip(leaf.adapters, leaf.gains, strict=True), 1):
+            if lora is not None:
+                self.scales[number] = lora.scale
+                for name, array in (("A", lora.a), ("B", lora.b), ("gain", gain)):
+                    values = None if array is None else torch.tensor(array, device=weight.device)
+                    self.register_buffer(f"{name}{number}", values, persistent=False)
+
+    def forward(self, x: Tensor, adapted: Sequence[tuple[int, slice]] = ()) -> Tensor:
+        """x [T, I] -> [T, O]; adapted: as `Batch.adapted`. float32 inside, rounded once."""
+        y = functional.linear(x, self.weight)
+        for number, rows in adapted:
+            if number in self.scales:
+                a, b, gain = (self.get_buffer(f"{name}{number}") for name in ("A", "B", "gain"))
+                change = functional.linear(functional.linear(x[rows].float(), a), b)
+                whole = y[rows].float() + self.scales[number] * change
+                y[rows] = (whole if gain is None else whole * gain).to(y.dtype)
+        return y

@@ -1,0 +1,83 @@
+"""What a run from scratch starts from, in the folder `start` of its out folder: made once, whole or not at all.
+
+start/
+  made-from.json     a digest of all the text, and every setting that matters here
+  data/              train.jsonl and valid.jsonl, rows for `gemmary tune`
+  held-out.jsonl     rows that nothing of the model is made from
+  untrained/         a Hugging Face folder: the tokenizer, trained on train.jsonl, and weights that know nothing yet
+  SHA256SUMS
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gemmary.checkpoints import save_checkpoint
+from gemmary.checkpoints.json_files import read_json, write_json
+from gemmary.errors import GemmaryError
+from gemmary.files import atomic_folder, check_folder
+from gemmary.tune.corpus import Document, read_documents, split
+from gemmary.tune.initial import initial_checkpoint
+from gemmary.tune.pretrain_settings import PretrainSettings
+from gemmary.tune.vocabulary import train_tokenizer
+
+MADE_FROM, DATA, HELD_OUT, UNTRAINED = "made-from.json", "data", "held-out.jsonl", "untrained"
+
+
+def prepare(settings: PretrainSettings) -> tuple[Path, list[str]]:
+    """The folder, made unless it is there, and what a user should be told.
+
+    One that is there is used if its checksums hold and it was made from the same text and settings: the tokenizer is
+    not trained again. Raises GemmaryError where it was not, or for text that cannot be read, split or tokenized so.
+    """
+    documents, notices = read_documents(settings.text)
+    made_from = {"text_sha256": _digest(documents), **settings.start()}
+    path = Path(settings.out).expanduser() / "start"
+    if path.exists():
+        check_folder(path)
+        _agree(path, made_from)
+        return path, notices
+    corpus = split(documents, settings.validation, settings.held_out, settings.seed)
+    tokenizer = train_tokenizer((document.text for document in corpus.train), settings.vocab_size)
+    model = initial_checkpoint(settings.config(), tokenizer, path.parent.name, settings.seed)
+    with atomic_folder(path) as folder:
+        (folder / DATA).mkdir()
+        _write(folder / DATA / "train.jsonl", corpus.train)
+        _write(folder / DATA / "valid.jsonl", corpus.validation)
+        _write(folder / HELD_OUT, corpus.held_out)
+        save_checkpoint(model, folder / UNTRAINED)
+        write_json(folder / MADE_FROM, made_from)
+    return path, notices
+
+
+def read_rows(path: Path) -> Iterator[str]:
+    """The texts of a file that `prepare` wrote."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)["text"]
+
+
+def _write(path: Path, documents: Sequence[Document]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        for document in documents:
+            file.write(json.dumps({"text": document.text, "source": document.source}, ensure_ascii=False) + "\n")
+
+
+def _digest(documents: Sequence[Document]) -> str:
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(hashlib.sha256(document.text.encode()).digest())
+    return digest.hexdigest()
+
+
+def _agree(path: Path, made_from: dict[str, object]) -> None:
+    before = read_json(path / MADE_FROM)
+    for name in sorted(before.keys() | made_from.keys()):
+        if before.get(name) != made_from.get(name):
+            raise GemmaryError(
+                f"{path} was made with {name} {before.get(name)}, not {made_from.get(name)}: go on with the same, or "
+                "give another --out"
+            )

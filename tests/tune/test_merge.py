@@ -1,0 +1,92 @@
+"""`merge`: the weights are the sum, every format holds it, and one that changed the answers is not kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gemmary
+from gemmary.checkpoints import open_checkpoint, save_checkpoint
+from gemmary.checkpoints.peft import Adapter, write_adapter
+from gemmary.errors import GemmaryError
+from gemmary.quantize.lora import merged_rows
+from gemmary.tune.merge import merge
+from tests.checkpoints.adapters import merged, mixed_adapter
+from tests.cli.small_models import write_small
+from tests.runs import relative_error
+from tests.tiny import TINY, random_tokens
+
+KIND = "gemma2-q32"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("merge")
+    write_small(folder / "base", KIND)
+    save_checkpoint(open_checkpoint(folder / "base"), folder / "base.gguf", format="gguf", dtype="int8")
+    write_adapter(folder / "lora", adapter(dora=False))
+    write_adapter(folder / "dora", adapter(dora=True))
+    return folder
+
+
+def adapter(*, dora: bool) -> Adapter:
+    return mixed_adapter(TINY[KIND], dora=dora)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_weights_are_the_sum(folder: Path, tmp_path: Path, dora: bool) -> None:
+    told: list[str] = []
+    tuned = folder / ("dora" if dora else "lora")
+    done = merge(folder / "base", tuned, tmp_path / "out", progress=lambda what, *_: told.append(what))
+    assert (done.format, done.dtype, done.report.limits.name) == ("safetensors", "float32", "same weights")
+    assert set(told) == {"writing weights", "comparing tokens"}
+    base, out = open_checkpoint(folder / "base"), open_checkpoint(tmp_path / "out")
+    expected = merged(base.lookup, adapter(dora=dora))
+    for name in base.names():
+        found = out.lookup(name).dequantize()
+        np.testing.assert_allclose(found, expected(name).dequantize(), rtol=2e-5, atol=2e-6)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize(("name", "quant", "format"), [("out", "int8", "packed"), ("out.gguf", "int8", "gguf")])
+def test_quantized_once(folder: Path, tmp_path: Path, name: str, quant: str, format: str) -> None:
+    done = merge(folder / "base", folder / "lora", tmp_path / name, quant=quant)
+    assert (done.format, done.dtype) == (format, "int8")
+    assert done.report.limits.name == "8-bit weights against others"
+    merge(folder / "base", folder / "lora", tmp_path / "whole")
+    whole = gemmary.load(tmp_path / "whole", quant=quant)
+    ids = random_tokens(whole.config, 30)
+    assert relative_error(gemmary.load(tmp_path / name).logits(ids), whole.logits(ids)) == 0
+
+
+def test_a_quantized_base_is_said(folder: Path, tmp_path: Path) -> None:
+    done = merge(folder / "base.gguf", folder / "lora", tmp_path / "out")
+    assert "stored as Q8_0: dequantized exactly, merged, and stored as bfloat16" in " ".join(done.notices)
+    assert open_checkpoint(tmp_path / "out").lookup("layers.0.q").format == "BF16"
+
+
+def test_a_merge_that_changed_the_answers_is_not_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*arguments: Any) -> Any:
+        return merged_rows(*arguments)[::-1]
+
+    monkeypatch.setattr("gemmary.tune.merge.merged_rows", wrong)
+    with pytest.raises(GemmaryError, match=r"is not base and adapter: mean KL .* nothing was written"):
+        merge(folder / "base", folder / "lora", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(GemmaryError, match="cannot be stored as int8: a Hugging Face folder has no blocks"):
+        merge(folder / "base", folder / "lora", tmp_path / "out", quant="int8", format="safetensors")
+    with pytest.raises(GemmaryError, match="cannot be stored as int8: dtype says otherwise"):
+        merge(folder / "base", folder / "lora", tmp_path / "out", quant="int8", dtype="float32")
+    with pytest.raises(GemmaryError, match="already exists"):
+        merge(folder / "base", folder / "lora", folder)
+    with pytest.raises(GemmaryError, match="not an adapter"):
+        merge(folder / "base", folder / "base", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
