@@ -65,7 +65,7 @@ def settings_of(folder: Path, method: str) -> Settings:
     """A tiny model and its rows, written into the folder, and how it is tuned."""
     save_checkpoint(random_checkpoint(SHAPE, "tiny", None, 0), folder / "tiny")
     words = random.Random(0)
-    rows = [{"text": " ".join(words.choice(("tea", "with", "milk", "or", "not")) for _ in range(6))} for _ in range(24)]
+    rows = [{"text": " ".join(words.choice(("tea", "with", "milk", "or", "not")) for _ in range(6))} for _ in range(32)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Settings(
         model=str(folder / "tiny"),

@@ -4,8 +4,8 @@
 
 OUT is the folder of the run. Interpolated modified Kneser-Ney (Chen and Goodman 1999): three discounts for each order,
 the lower orders counting contexts instead of occurrences, the lowest interpolated with the uniform distribution. The
-discounts begin at the closed form and are then tuned on the validation documents, which the neural model's run had for
-choosing its settings too. Both models predict the same tokens, each document's end among them, from that document alone.
+discounts begin at the closed form and are then tuned on the validation documents, as the neural model's settings were.
+Both models predict the same tokens, each document's end among them, from that document alone.
 """
 
 from __future__ import annotations

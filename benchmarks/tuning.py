@@ -11,10 +11,11 @@ several times as fast in float32. For qlora the base is int4 here and bitsandbyt
 it: --python transformers=...). Weights are random; transformers reads them from a folder in --cache.
 
 Each side has a process of its own and the same number of threads, and they take turns, a step each, on other tokens
-every round; the first step of a process is not counted. With --restart a process lasts for one round, for models that
-do not fit into memory side by side. Right before each step the process times PyTorch's product of large matrices, which is
-the ceiling; the operations that the step cannot do without (forward, and the gradients of activations) are given as
-a share of it in float32 and, where that is faster, in bfloat16. Memory is the largest resident set of the process.
+every round; the first step of a process, on one short document, is not counted. With --restart a process lasts for one
+round, for models that do not fit into memory side by side. Right before each step the process times PyTorch's product
+of large matrices, which is the ceiling; the operations that the step cannot do without (forward, and the gradients of
+activations) are given as a share of it, in float32 or, where that is faster, in bfloat16. Memory is the largest
+resident set of the process.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from gemmary.checkpoints.starter import cache_folder
 from gemmary.errors import GemmaryError
 
 CHILD = Path(__file__).with_name("tuning_child.py")
+SHORT = 32
+"""Tokens of the step that only warms up."""
 SIDES = ("gemmary", "transformers:float32", "transformers:bfloat16")
 
 
@@ -106,7 +109,7 @@ def measure(sides: list[Side], options: argparse.Namespace) -> None:
         for side in sides:
             if side.process is None:
                 side.begin()
-                side.ask(seed=1000 + number, **shape)
+                side.ask(seed=1000 + number, batch_size=1, sequence_length=min(SHORT, options.sequence_length))
             side.answers.append(side.ask(seed=number, **shape))
             if options.restart:
                 side.end()

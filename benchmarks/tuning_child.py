@@ -17,19 +17,20 @@ from tuning_runners import LIBRARIES, RUNNERS
 
 SIDE = 1024
 """Of the square matrices whose product is the ceiling."""
+LOOK_SECONDS = 0.1
 
 
 def ceiling(dtype: str) -> float:
-    """Operations a second of PyTorch's own product of matrices, the best of a few."""
+    """Operations a second of PyTorch's own product of matrices, the best of those that a tenth of a second has."""
     import torch
 
     a = torch.ones(SIDE, SIDE, dtype=getattr(torch, dtype))
-    times = []
-    for _ in range(6):
+    times: list[float] = []
+    while sum(times) < LOOK_SECONDS:
         begin = time.perf_counter()
         torch.mm(a, a)
         times.append(time.perf_counter() - begin)
-    return float(2 * SIDE**3 / min(times))
+    return 2 * SIDE**3 / min(times)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def _spelling(action: argparse.Action) -> str:
     if not action.option_strings:
         return str(action.metavar)
     value = "" if action.nargs == 0 else f" {action.metavar or ','.join(map(str, action.choices or ()))}"
-    return ", ".join(action.option_strings) + value
+    return (", ".join(action.option_strings) + value).replace("|", "\\|")  # or else it would end the cell
 
 
 if __name__ == "__main__":

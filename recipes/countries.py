@@ -64,7 +64,8 @@ def _country(profile: dict[str, Any], name: str) -> Country:
     rates = _text(profile, "Economy", "Exchange rates")
     currency = "US dollars" if rates == _DOLLAR else (re.findall(r"^([\w' ]+?) \(", rates) or [""])[0]
     region = _text(profile, "Geography", "Map references")
-    borders = re.findall(r"([^,\d]+?) ([\d,.]+) km", _text(profile, "Geography", "Land boundaries", "border countries"))
+    listed = _text(profile, "Geography", "Land boundaries", "border countries")
+    borders = re.findall(r"([^,\d]+?(?:, The)?) ([\d,.]+) km", listed)
     borders.sort(key=lambda border: -float(border[1].replace(",", "")))
     highest = re.match(r"(.+?) -?[\d,.]+ m\b", _text(profile, "Geography", "Elevation extremes", "highest point"))
     return Country(

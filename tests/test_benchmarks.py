@@ -93,6 +93,27 @@ def test_the_table(starter_gguf: Path, tmp_path: Path) -> None:
     assert "together" not in table
 
 
+def test_tuning(tiny: Path) -> None:
+    need("torch")
+    need("peft")
+    sizes = ("--batch-size", "2", "--sequence-length", "16", "--repeat", "1", "--threads", "1", "--peer-checkpointing")
+    cache = ("--cache", str(tiny.parent / "cache"))
+    sides = ("--sides", "gemmary", "transformers:float32")
+    ours, theirs = json.loads(run("tuning.py", "--model", str(tiny), *sides, *sizes, *cache, "--json").stdout)["rows"]
+    for row in (ours, theirs):
+        for key in ("tokens_per_s", "step_s", "ceiling_float32", "share"):
+            assert 0 < row[key]["min"] <= row[key]["median"] <= row[key]["max"]
+        assert row["peak_bytes"] > 0
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)  # the same weights, tokens and rows
+    table = run(
+        "tuning.py", "--model", str(tiny), "--method", "qlora", "--sides", "gemmary", *sizes, "--restart"
+    ).stdout
+    assert "base Q4_0" in table
+    assert "of the ceiling" in table
+    refused = run("tuning.py", "--model", str(tiny), "--sides", "unsloth", ok=False)
+    assert "no side is called 'unsloth'" in refused.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -21,6 +21,17 @@ from tests.cli.conftest import Gemmary
 SOURCE = Path(gemmary.__path__[0]).parent
 LOADING = "--engine --threads --dtype --quant --kv-dtype --context"
 SAMPLING = "--temperature --top-k --top-p --min-p --repetition-penalty --seed --max-tokens --stop --stop-id"
+TRAINING = (
+    "--accumulation --learning-rate --schedule --warmup-steps --weight-decay --clip --optimizer {adapter}--seed "
+    "--dtype --device --gradient-checkpointing --threads {rows}--evaluate-every --patience --checkpoint-every "
+    "--keep-checkpoints --resume"
+)
+ADAPTER = "--lora-rank --lora-alpha --lora-dropout --lora-targets --rslora --dora "
+SHAPE = (
+    "--vocab-size --num-layers --hidden-size --num-heads --num-kv-heads --head-dim --intermediate-size "
+    "--context-length --sliding-window"
+)
+LENGTHS = "--steps --epochs --batch-size --sequence-length"
 FLAGS = {
     "run": f"MODEL {LOADING} --draft --adapter PROMPT --raw --system --json {SAMPLING} --logprobs",
     "chat": f"MODEL {LOADING} --draft --adapter --system {SAMPLING}",
@@ -33,6 +44,10 @@ FLAGS = {
     "bench": f"MODEL {LOADING} --isa --draft --adapter --prefill --decode --repeat --profile --roofline --json",
     "embed": "MODEL --engine --threads --dtype --quant --kv-dtype TEXT --prompt --title --dimensions",
     "convert": "SRC DST --format --dtype",
+    "tune": f"-c MODEL DATA --out --method {LENGTHS} "
+    f"{TRAINING.format(adapter=ADAPTER, rows='--validation --test ')} --chat-style --json --preview",
+    "pretrain": f"CONFIG --text --out --held-out --validation {SHAPE} {LENGTHS} "
+    f"{TRAINING.format(adapter='', rows='')} --json",
     "merge": "MODEL ADAPTER --out --format --quant --dtype --threads",
 }
 
@@ -72,6 +87,25 @@ def test_the_embedding_prompts_are_the_librarys() -> None:
 
 def test_version(gemmary_command: Gemmary) -> None:
     assert gemmary_command("--version").out == f"gemmary {gemmary.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "run M P --max-tokens 9",
+        "run M --max-tokens 9 P",
+        "run --max-tokens 9 M P",
+        "run --max-tokens 9 M -- P",
+        "run M --max-tokens 9 -- P",
+    ],
+)
+def test_flags_may_stand_anywhere(arguments: str) -> None:
+    found = build_parser().parse_args(arguments.split())
+    assert (found.model, found.prompt, found.max_tokens) == ("M", "P", 9)
+
+
+def test_a_prompt_may_begin_with_a_dash_after_two() -> None:
+    assert build_parser().parse_args(["run", "M", "--", "-x --y"]).prompt == "-x --y"
 
 
 def test_no_command_and_an_unknown_one_are_one_line(gemmary_command: Gemmary) -> None:

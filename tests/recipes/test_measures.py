@@ -78,7 +78,7 @@ def test_a_reply_is_right_word_for_word_or_holds_the_answer(text: str, exact: bo
 
 def test_replies_are_counted_by_kind() -> None:
     rows = [{"kind": "a", "messages": [{"role": "user", "content": "hi"}], "reply": "ho", "answers": ["ho"]}] * 2
-    with tiny_model() as model:
+    with tiny_model(context_length=128) as model:
         found = replies.ask(model, rows)
     table = replies.summary([*found, {"kind": "b", "ended": True, "exact": True, "holds": True}])
     assert (table["a"]["count"], table["b"]["exact"], table["all"]["count"]) == (2, 1.0, 3)

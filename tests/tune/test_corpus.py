@@ -13,7 +13,7 @@ from gemmary.tune.corpus import Document, read_documents, split
 
 def test_files_folders_and_globs_are_read_in_the_order_of_their_paths(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "b.txt").write_bytes("zwei\r\nZeilen".encode())
+    (tmp_path / "deep" / "b.txt").write_bytes(b"zwei\r\nZeilen")
     (tmp_path / "a.txt").write_text("\ufeffeins", encoding="utf-8")
     (tmp_path / "c.jsonl").write_text(json.dumps({"text": "drei\r\n"}) + "\n\n" + json.dumps({"text": "vier"}) + "\n")
     (tmp_path / "notes.md").write_text("not text to learn")
@@ -53,7 +53,7 @@ def test_a_bad_row_is_told_by_file_and_line(tmp_path: Path, content: bytes, mess
 
 def test_a_place_without_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"")
-    with pytest.raises(GemmaryError, match="there is no text at .*nowhere"):
+    with pytest.raises(GemmaryError, match=r"there is no text at .*nowhere"):
         read_documents([str(tmp_path / "nowhere")])
     with pytest.raises(GemmaryError, match=r"picture.png is neither a .txt nor a .jsonl file"):
         read_documents([str(tmp_path / "picture.png")])

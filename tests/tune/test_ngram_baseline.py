@@ -30,7 +30,9 @@ def test_probabilities_sum_to_one_in_every_context(order: int) -> None:
 def slow(order: int, discounts: np.ndarray, history: tuple[int, ...], token: int) -> float:
     """The same by the book (Chen and Goodman 1999, equations 19 to 25), out of dictionaries."""
     padded = [(BOS,) * order + tuple(d.tolist()) for d in DOCUMENTS]
-    grams = {n: Counter(d[i - n + 1 : i + 1] for d in padded for i in range(order, len(d))) for n in range(1, order + 1)}
+    grams = {
+        n: Counter(d[i - n + 1 : i + 1] for d in padded for i in range(order, len(d))) for n in range(1, order + 1)
+    }
     counts = {n: grams[n] if n == order else Counter(g[1:] for g in grams[n + 1]) for n in grams}
 
     def p(n: int, context: tuple[int, ...]) -> float:

@@ -1,4 +1,5 @@
-"""QLoRA: the base stays quantized, and the loss and every gradient are those of an adapter on the dequantized base."""
+"""A base that stays as stored, quantized or in 16 bits: the loss and every gradient are those of an adapter on the same
+base in float32."""
 
 from __future__ import annotations
 
@@ -20,12 +21,15 @@ from gemmary.tune.model import TuneModel, build  # isort: skip
 WAYS: dict[str, dict[str, Any]] = {"lora": {}, "dora": {"dora": True}, "recomputed": {"gradient_checkpointing": "on"}}
 
 
-def model(family: str, format: str, dtype: Any = torch.float32, **settings: Any) -> TuneModel:
-    """With an adapter whose B is not zero, so that A has a gradient. Panels in every other matrix, blocks elsewhere."""
+def model(family: str, format: str, dtype: Any = torch.float32, *, widened: bool = False, **settings: Any) -> TuneModel:
+    """With an adapter whose B is not zero, so that A has a gradient. Panels in every other matrix, blocks elsewhere;
+    widened: float32 in all of them."""
     lookup = stored(TINY[family], format)
 
     def leaf(name: str) -> Leaf:
         found = lookup(name)
+        if widened:
+            return Dense(found.dequantize())
         return packed(found) if isinstance(found, Blocks) and name.endswith(("q", "up", "embed")) else found
 
     made = build(checkpoint_of(TINY[family], leaf), Run(**settings), torch.device("cpu"), dtype)
@@ -36,10 +40,15 @@ def model(family: str, format: str, dtype: Any = torch.float32, **settings: Any)
 
 
 @pytest.mark.parametrize("family", ["gemma-q32", "gemma2-q32", "gemma3-q32"])
+@pytest.mark.parametrize(("method", "format"), [("qlora", "Q4_0"), ("lora", "Q8_0"), ("lora", "BF16")])
 @pytest.mark.parametrize("way", WAYS)
-def test_gradients_are_those_of_the_dequantized_base(family: str, way: str) -> None:
+def test_gradients_are_those_of_the_dequantized_base(family: str, method: str, format: str, way: str) -> None:
     documents = Documents.random(TINY[family])
-    models = [model(family, "Q4_0", method=method, **WAYS[way]) for method in ("qlora", "lora")]
+    models = [
+        model(family, format, widened=wide, method="lora" if wide else method, **WAYS[way]) for wide in (False, True)
+    ]
+    assert any(isinstance(module, QuantizedLinear) for module in models[0].modules())
+    assert not any(isinstance(module, QuantizedLinear) for module in models[1].modules())
     losses = [each.loss(documents) for each in models]
     for loss in losses:
         loss.backward()

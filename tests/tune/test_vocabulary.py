@@ -53,7 +53,10 @@ def test_transformers_reads_the_same_ids(tokenizer: Tokenizer, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("size", "message"),
-    [(9000, r"too little in it for a vocab_size above \d"), (SMALLEST, r"needs a vocab_size of \d+ for its characters")],
+    [
+        (9000, r"too little in it for a vocab_size above \d"),
+        (SMALLEST, r"needs a vocab_size of \d+ for its characters"),
+    ],
 )
 def test_a_size_that_does_not_fit_the_text_is_told(size: int, message: str) -> None:
     with pytest.raises(GemmaryError, match=message):

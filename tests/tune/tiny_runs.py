@@ -34,6 +34,8 @@ class Run:
     dora: bool = False
     seed: int = 0
     gradient_checkpointing: str = "off"
+    batch_size: int = 4
+    sequence_length: int = 16
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     details = (
-        "Trains a SentencePiece tokenizer and then a model in Gemma 2's shape of any size, and measures it on documents "
-        "held out. Ctrl-C writes a checkpoint, and --resume goes on from it as if nothing had been; docs/tuning.md "
-        "tells all."
+        "Trains a SentencePiece tokenizer and a model of any size in Gemma 2's shape, measured on held-out text. "
+        "Ctrl-C writes a checkpoint, and --resume goes on from it as if nothing had been; docs/tuning.md tells all."
     )
     command = parser.command(commands, "pretrain", run, "make a new small model from text, tokenizer included", details)
     add_options(command, PretrainSettings)

@@ -21,6 +21,7 @@ from torch.nn import functional
 from gemmary.config import Config
 from gemmary.engines.torch_adapters import AdaptedLinear
 from gemmary.engines.torch_attention import Tile, attend
+from gemmary.engines.torch_functions import geglu, rms_norm, rope
 
 QUERY_TILE = 128
 """Queries attended to at once: bounds the float32 scores, and lets a tile read only the keys that it sees."""
@@ -36,9 +37,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(size, device=device))
 
     def forward(self, x: Tensor, eps: float) -> Tensor:
-        x32 = x.float()
-        scaled = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
-        return (scaled * (1 + self.weight.float())).to(x.dtype)
+        return rms_norm(x, self.weight, eps)
 
 
 class Head(nn.Linear):
@@ -151,9 +150,7 @@ class TorchOps:
         return angles.cos(), angles.sin()
 
     def rope(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        cos, sin = angles
-        first, second = x.float().chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+        return rope(x, angles)
 
     def attention(
         self,
@@ -177,7 +174,7 @@ class TorchOps:
         return torch.cat(outs), cache
 
     def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
-        return (functional.gelu(gate.float(), approximate="tanh") * up.float()).to(gate.dtype)
+        return geglu(gate, up)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y

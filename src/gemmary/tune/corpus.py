@@ -25,7 +25,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents that are trained on, that choose between models, and that nothing chose: the last are for the figures."""
+    """Documents that are trained on, that choose between models, and that nothing is made or chosen from."""
 
     train: list[Document]
     validation: list[Document]

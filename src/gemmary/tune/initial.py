@@ -6,7 +6,7 @@ its own likeliest successor at first, as input and output are one table; that is
 rows begun at a third of the size learnt more slowly.) Norm weights, zero-centred, begin at 0, but those after the
 branches of a layer at (2 L)^-0.5 - 1. Such a norm makes its branch as large as it likes whatever the matrices before
 it, so what GPT-2 does to these has to be done here: the 2 L branches together then bring as much variance into the
-residual stream as the table does. Begun at 0 they drown it, and a small model learnt more slowly (docs/tuning.md).
+residual stream as the table does, however deep the model is. Begun at 0 they would bring 2 L times as much.
 """
 
 from __future__ import annotations

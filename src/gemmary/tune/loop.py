@@ -6,8 +6,9 @@ import dataclasses
 import fcntl
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,30 @@ import torch
 from gemmary.checkpoints import Checkpoint, open_named
 from gemmary.errors import GemmaryError
 from gemmary.files import atomic_file, fsync_folder
-from gemmary.memory import require
 from gemmary.tune.data import load_data
 from gemmary.tune.device import choose_device, choose_dtype, matmul_ceiling, memory_told, training_flops
 from gemmary.tune.fit import CHECKPOINTS, Fit
 from gemmary.tune.metrics import METRICS, peak_rss_bytes
 from gemmary.tune.model import TuneModel, build
 from gemmary.tune.packing import Batches
+from gemmary.tune.parallel import ALONE, World, gather, joined
 from gemmary.tune.progress import Overview, Progress, Result, Silent
+from gemmary.tune.room import settle
 from gemmary.tune.rows import Example
 from gemmary.tune.settings import Settings
 
 CONFIG = "config.yaml"
-FREE = {"model", "data", "out", "validation", "test", "device", "threads", "checkpoint_every", "keep_checkpoints"} | {
+FREE = {"model", "data", "out", "validation", "test", "device", "threads", "gradient_checkpointing"} | {
+    "checkpoint_every",
+    "keep_checkpoints",
     "resume",
     "json",
 }
 """Settings that a resumed run may change: they leave what is computed alone, or it is compared itself."""
+
+_RESULT = ".result.tmp"
+_LEFTOVER = re.compile(r"\.{1,2}(config\.yaml|metrics\.jsonl|loss\.png|result)\..*tmp")
+"""What a write that a kill cut short leaves in the folder of a run."""
 
 
 def tune(settings: Settings, progress: Progress | None = None) -> Result:
@@ -43,12 +51,18 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
     Raises GemmaryError for whatever is wrong with settings, rows, model, memory or disk, and KeyboardInterrupt after
     Ctrl-C, with a checkpoint written.
     """
-    progress = progress or Silent()
     out = Path(settings.out).expanduser()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
+    with joined(device) as world:
+        return _tune(settings, out, device, dtype, world, progress or Silent() if world.leads else Silent())
+
+
+def _tune(
+    settings: Settings, out: Path, device: torch.device, dtype: torch.dtype, world: World, progress: Progress
+) -> Result:
     checkpoint = open_named(settings.model)
     data = load_data(settings, checkpoint)
     sizes: dict[str, Any] = {
@@ -62,10 +76,11 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
     ]
     for notice in [*checkpoint.notices, *data.notices, *batches.notices]:
         progress.note(notice)
-    with claimed(out, settings.resume, progress), memory_told():
-        _require_memory(checkpoint, settings, dtype)
+    with claimed(out, settings.resume, progress, world), memory_told():
+        settled = settle(settings, checkpoint, dtype, device)
         torch.manual_seed(settings.seed)
-        model = build(checkpoint, settings, device, dtype)
+        model = build(checkpoint, settled, device, dtype)
+        world.shard(model)
         ceiling = matmul_ceiling(dtype, device)
 
         def share(tokens: int, scored: int, seconds: float) -> float:
@@ -73,13 +88,18 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
             return flops / seconds / ceiling
 
         fixed = _fixed(settings, checkpoint, device, dtype, {"data": data.train, "validation": data.valid})
-        fit = Fit(model, settings, batches, held_out[0], folder=out, fixed=fixed, progress=progress, share=share)
-        with atomic_file(out / CONFIG) as file:
-            file.write(dataclasses.replace(settings, resume=False).to_yaml().encode())
-        progress.begin(_overview(fit, model, settings, checkpoint, device, dtype))
+        fit = Fit(
+            model, settings, batches, held_out[0], folder=out, fixed=fixed, progress=progress, share=share, world=world
+        )
+        if world.leads:
+            with atomic_file(out / CONFIG) as file:
+                file.write(dataclasses.replace(settings, resume=False).to_yaml().encode())
+        progress.begin(_overview(fit, settled, checkpoint, device, dtype))
         fit.run()
         test_loss = fit.evaluate(held_out[1]) if held_out[1] is not None else None
-        publish(model, out)
+        weights = gather(fit.trained, world)
+        if world.leads:
+            publish(model, weights, out)
     state = fit.state
     return Result(
         folder=out,
@@ -102,37 +122,44 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
 
 
 @contextmanager
-def claimed(out: Path, resume: bool, progress: Progress) -> Iterator[None]:
-    """The folder of a run, for this process alone. Raises GemmaryError where another run is in it, or at work on it."""
+def claimed(out: Path, resume: bool, progress: Progress, world: World = ALONE) -> Iterator[None]:
+    """The folder of a run, for this process alone (or those that it leads). Raises GemmaryError where another run is in
+    it, or at work on it."""
+    if not world.leads:
+        yield
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
         number = os.open(out, os.O_RDONLY)
     except OSError as error:
         raise GemmaryError(f"cannot write {out}: {error.strerror or error}") from error
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for leftover in out.glob(".*.tmp"):  # of writes that a kill cut short
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        holds = {path.name for path in out.iterdir()}
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            advice = "let it end, or choose another --out"
+            raise GemmaryError(f"another process is training into {out}: {advice}") from None
+        leftovers = {path for path in out.iterdir() if _LEFTOVER.fullmatch(path.name)}
+        holds = {path.name for path in out.iterdir()} - {path.name for path in leftovers}
         if holds and not resume:
             raise GemmaryError(f"{out} already holds something: --resume goes on with a run, or choose another --out")
         if holds and not holds & {CONFIG, METRICS, CHECKPOINTS}:
             raise GemmaryError(f"{out} holds no run to resume: choose another --out")
+        for path in leftovers:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         if resume and not (out / CHECKPOINTS).is_dir():
             progress.note(f"{out} has no checkpoint yet: the run begins at the beginning")
         yield
-    except BlockingIOError:
-        raise GemmaryError(f"another process is training into {out}: let it end, or choose another --out") from None
     finally:
         os.close(number)
 
 
-def publish(model: TuneModel, out: Path) -> None:
-    """Saves what was learnt into the folder of the run, each file whole; the weights last."""
-    hidden = out / ".result.tmp"
+def publish(model: TuneModel, weights: Mapping[str, torch.Tensor], out: Path) -> None:
+    """Saves what was learnt (`weights`, whole) into the folder of the run, each file whole; the weights last."""
+    hidden = out / _RESULT
     shutil.rmtree(hidden, ignore_errors=True)
     try:
-        model.save(hidden)
+        model.save(hidden, weights)
         for file in sorted(hidden.iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name)):
             os.replace(file, out / file.name)
         hidden.rmdir()
@@ -163,20 +190,8 @@ def _digest(examples: Sequence[Example]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _require_memory(checkpoint: Checkpoint, settings: Settings, dtype: torch.dtype) -> None:
-    """Of weights, gradients and the optimizer: activations come on top."""
-    count = checkpoint.config.parameters
-    if settings.method == "full":
-        kept = {"adamw": 16, "adafactor": 8}[settings.optimizer] * count
-        advice = "choose --method lora, --optimizer adafactor or a smaller model"
-    else:
-        kept = checkpoint.stored_bytes() if settings.method == "qlora" else count * dtype.itemsize
-        advice = "choose --method qlora or a smaller model"
-    require(kept, f"tuning {checkpoint.name} with --method {settings.method}", advice)
-
-
 def _overview(
-    fit: Fit, model: TuneModel, settings: Settings, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+    fit: Fit, settings: Settings, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
 ) -> Overview:
     documents = fit.batches.documents
     tokens = sum(fit.batches.lengths)
@@ -188,6 +203,7 @@ def _overview(
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
+        recomputes=settings.gradient_checkpointing == "on",
         trained=trained,
         parameters=checkpoint.config.parameters + adapter,
         documents=len(documents),

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from gemmary.engines.torch_modules import Model
+
+if TYPE_CHECKING:
+    from gemmary.engines.torch_quantized import QuantizedLinear
+
+Base: TypeAlias = "nn.Linear | QuantizedLinear"
 
 
 class LoraSettings(Protocol):
@@ -48,42 +54,44 @@ class LoraLinear(nn.Module):
     row_squares: Tensor
 
     def __init__(
-        self, base: Any, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False, dora: bool = False
+        self,
+        base: Base,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        dora: bool = False,
+        generator: torch.Generator | None = None,
     ) -> None:
         """base: an `nn.Linear` without bias, or a `QuantizedLinear`; its sizes are `in_features` and `out_features`.
 
-        B starts at zero and A as PEFT has it, from PyTorch's generator.
+        B starts at zero, and A where PEFT starts it, uniform as in an `nn.Linear`: drawn on the CPU from `generator`.
         """
         super().__init__()
         inputs, outputs, device = base.in_features, base.out_features, _place(base).device
-        self.base: nn.Module = base.requires_grad_(False)
+        self.base: Base = base.requires_grad_(False)
         self.scale = alpha / math.sqrt(rank) if rslora else alpha / rank
         self.dropout = dropout
         self.lora_A = nn.Linear(inputs, rank, bias=False, device="meta")
         self.lora_B = nn.Linear(rank, outputs, bias=False, device="meta")
-        self.lora_A.weight = nn.Parameter(torch.empty(rank, inputs, device=device))
+        start = nn.init.kaiming_uniform_(torch.empty(rank, inputs), a=math.sqrt(5), generator=generator)
+        self.lora_A.weight = nn.Parameter(start.to(device))
         self.lora_B.weight = nn.Parameter(torch.zeros(outputs, rank, device=device))
         self.magnitude: nn.Parameter | None = None
-        self.reset()
         if dora:
             squares = _row_squares(base)
             self.register_buffer("row_squares", squares, persistent=False)
             self.magnitude = nn.Parameter(squares.sqrt())
 
-    def reset(self, generator: torch.Generator | None = None) -> None:
-        """A anew from the generator (https://arxiv.org/abs/2106.09685, as PEFT: the default of `nn.Linear`), B zero."""
-        with torch.no_grad():
-            values = torch.empty(self.lora_A.weight.shape)
-            nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
-            self.lora_A.weight.copy_(values)
-            self.lora_B.weight.zero_()
-
     def forward(self, x: Tensor) -> Tensor:
         """[T, I] -> [T, O]."""
-        y: Tensor = self.base(x)
         drops = self.training and self.dropout > 0
-        dropped = functional.dropout(x, self.dropout) if drops else x
         a, b = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
+        if self.magnitude is None and not drops:
+            result: Tensor = _Adapted.apply(x, self.base, a, b, self.scale)  # type: ignore[no-untyped-call]
+            return result
+        y: Tensor = self.base(x)
+        dropped = functional.dropout(x, self.dropout) if drops else x
         update = functional.linear(functional.linear(dropped, a), b * self.scale)
         if self.magnitude is None:
             return y + update
@@ -102,6 +110,31 @@ class LoraLinear(nn.Module):
         return torch.sqrt(squares)
 
 
+class _Adapted(torch.autograd.Function):
+    """x W^T + scale * x A^T B^T where W stands still: each sum is made in the place of its larger part."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, base: Base, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        low_Tr = x @ a.t()
+        ctx.save_for_backward(x, a, b, low_Tr)
+        ctx.base, ctx.scale = base, scale
+        y = x @ base.weight.t() if isinstance(base, nn.Linear) else base.matrix.product(x)
+        return y.addmm_(low_Tr, b.t(), alpha=scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor, None]:
+        x, a, b, low_Tr = ctx.saved_tensors
+        (grad,) = gradients
+        base: Base = ctx.base
+        grad_Tr = grad @ b * ctx.scale
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            x_grad = grad @ base.weight if isinstance(base, nn.Linear) else base.matrix.product_back(grad)
+            x_grad.addmm_(grad_Tr, a)
+        return x_grad, None, grad_Tr.t() @ x, (low_Tr.t() @ grad).t() * ctx.scale, None
+
+
 def attach(model: Model, settings: LoraSettings) -> dict[str, LoraLinear]:
     """Puts a `LoraLinear` in place of every linear layer that `settings.lora_targets` names: name in the tensor table
     -> layer, in the table's order. The first values come from `settings.seed` alone."""
@@ -111,23 +144,21 @@ def attach(model: Model, settings: LoraSettings) -> dict[str, LoraLinear]:
     for name, path in model.paths.items():
         if name.startswith("layers.") and name.rpartition(".")[2] in settings.lora_targets:
             owner, _, last = path.rpartition(".")
-            found[name] = LoraLinear(model.get_submodule(path), *options)
-            found[name].reset(generator)
+            base: Any = model.get_submodule(path)
+            found[name] = LoraLinear(base, *options, generator)
             setattr(model.get_submodule(owner), last, found[name])
     return found
 
 
-def _row_squares(base: Any) -> Tensor:
+def _row_squares(base: Base) -> Tensor:
     """Sums of squares of the rows of a linear layer's weight [O], float32."""
     if isinstance(base, nn.Linear):
         return base.weight.detach().float().square().sum(dim=1)
-    squares: Tensor = base.row_squares()
-    return squares
+    return base.row_squares()
 
 
-def _place(base: Any) -> Tensor:
+def _place(base: Base) -> Tensor:
     """A tensor on the device of a layer, in its dtype of computing."""
     if isinstance(base, nn.Linear):
         return base.weight
-    place: Tensor = base.place
-    return place
+    return base.place

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,11 +14,13 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from gemmary.batch import Batch
 from gemmary.checkpoints import Checkpoint, save_checkpoint
+from gemmary.checkpoints.peft import Adapter, AdapterConfig, LoraWeights, write_adapter
 from gemmary.checkpoints.tensors import Tensor
 from gemmary.config import Config
 from gemmary.engines.torch_modules import Model, module_of
 from gemmary.engines.torch_ops import StepCache, TorchOps, Visible
 from gemmary.errors import GemmaryError
+from gemmary.memory import available_bytes
 from gemmary.model import decoder
 from gemmary.quantize.leaves import FLOATS, Dense, Leaf
 from gemmary.tune.lora import LoraLinear, LoraSettings, attach
@@ -55,6 +57,11 @@ class TuneSettings(LoraSettings, Protocol):
         """on, off or auto."""
         ...
 
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def sequence_length(self) -> int: ...
+
 
 class TuneModel(Model):
     """The decoder with a loss. Weights that stand still are in the dtype of computing, trained ones float32."""
@@ -67,9 +74,14 @@ class TuneModel(Model):
         self.adapters: dict[str, LoraLinear] = {}
         """Name in the tensor table -> the layer that is adapted; none where the whole model is trained."""
         self.recomputes = settings.gradient_checkpointing == "on"
+        """Activations inside the blocks are computed again in the backward pass, to the same bits, and not kept."""
         if settings.method != "full":
             self.requires_grad_(False)
             self.adapters = attach(self, settings)
+        if settings.gradient_checkpointing == "auto":
+            needed = settings.batch_size * settings.sequence_length * activation_bytes(checkpoint.config, dtype)
+            free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_bytes()
+            self.recomputes = free is not None and needed > free / 2  # the other half: gradients, optimizer, the loss
 
     def loss(self, micro: MicroBatch) -> torch.Tensor:
         """Sum of -log p over the scored tokens, a float32 scalar."""
@@ -94,21 +106,16 @@ class TuneModel(Model):
         """What is trained, in the order of the computation."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Writes what was trained: an adapter in PEFT's format, or the whole model as a Hugging Face folder (float32).
 
-        Raises GemmaryError where the disk refuses.
+        weights: those of `trained()`, whole and on the CPU, where this process holds a share of each. Raises
+        GemmaryError where the disk refuses.
         """
+        weights = weights or {name: weight.detach().cpu() for name, weight in self.trained().items()}
         if self.settings.method == "full":
-            save_checkpoint(Trained(self), folder, dtype="float32")
+            save_checkpoint(Trained(self, weights), folder, dtype="float32")
             return
-        from gemmary.checkpoints.peft import (  # type: ignore[import-not-found,unused-ignore]
-            Adapter,
-            AdapterConfig,
-            LoraWeights,
-            write_adapter,
-        )
-
         settings = self.settings
         config = AdapterConfig(
             rank=settings.lora_rank,
@@ -119,16 +126,13 @@ class TuneModel(Model):
             dora=settings.dora,
             base_model=self.checkpoint.name,
         )
-        weights = {
-            name: LoraWeights(
-                _array(layer.lora_A.weight),
-                _array(layer.lora_B.weight),
-                layer.scale,
-                None if layer.magnitude is None else _array(layer.magnitude),
-            )
-            for name, layer in self.adapters.items()
-        }
-        write_adapter(folder, Adapter(config, weights))
+
+        def learnt(name: str, layer: LoraLinear) -> LoraWeights:
+            a, b, magnitude = (f"{self.paths[name]}.{part}" for part in ("lora_A.weight", "lora_B.weight", "magnitude"))
+            stretch = None if layer.magnitude is None else weights[magnitude].numpy()
+            return LoraWeights(weights[a].numpy(), weights[b].numpy(), layer.scale, stretch)
+
+        write_adapter(folder, Adapter(config, {name: learnt(name, layer) for name, layer in self.adapters.items()}))
 
     @property
     def device(self) -> torch.device:
@@ -148,6 +152,14 @@ class TuneModel(Model):
         return recomputed(super()._run_block, ops, *rest, use_reentrant=False)
 
 
+def activation_bytes(config: Config, dtype: torch.dtype) -> int:
+    """What the backward pass needs of each token, if nothing is computed twice: inputs of products, norms, GeGLU and
+    attention in all layers."""
+    stream = (6 if config.post_norms else 4) * config.hidden_size
+    heads = (4 if config.qk_norm else 3) * (config.query_size + config.kv_size)
+    return config.num_layers * (stream + heads + 3 * config.intermediate_size) * dtype.itemsize
+
+
 class MasterLinear(nn.Linear):
     """A trained layer: its weight is float32, the product in the dtype of x."""
 
@@ -158,8 +170,9 @@ class MasterLinear(nn.Linear):
 class Trained:
     """A tuned model as `save_checkpoint` reads it."""
 
-    def __init__(self, model: TuneModel) -> None:
-        self.model = model
+    def __init__(self, model: TuneModel, weights: Mapping[str, torch.Tensor]) -> None:
+        """weights: whole ones by the names of the model's parameters."""
+        self.model, self.weights = model, weights
         self.config: Config = model.config
         self.name = model.checkpoint.name
 
@@ -172,9 +185,7 @@ class Trained:
         return self.model.checkpoint.chat_template
 
     def lookup(self, name: str) -> Leaf:
-        weight = self.model.get_submodule(self.model.paths[name]).weight
-        assert isinstance(weight, torch.Tensor)
-        return Dense(_array(weight))
+        return Dense(self.weights[f"{self.model.paths[name]}.weight"].numpy())
 
 
 def build(checkpoint: Checkpoint, settings: TuneSettings, device: torch.device, dtype: torch.dtype) -> TuneModel:
@@ -191,22 +202,24 @@ def build(checkpoint: Checkpoint, settings: TuneSettings, device: torch.device, 
     def dense(tensor: Tensor) -> nn.Module:
         return module_of(tensor, checkpoint.lookup, dtype, device)
 
-    def quantized(tensor: Tensor) -> nn.Module:
-        from gemmary.engines.torch_quantized import QuantizedEmbedding, QuantizedLinear
+    def frozen(tensor: Tensor) -> nn.Module:
+        """Widened to float32 a tile at a time, with the same result as all at once: narrow weights stay narrow."""
+        leaf = checkpoint.lookup(tensor.name)
+        wide = tensor.is_norm or leaf.format == "F32" or dtype != torch.float32 or device.type != "cpu"
+        return dense(tensor) if wide else packed(tensor, leaf, None)
 
-        if tensor.is_norm:
-            return dense(tensor)
+    def quantized(tensor: Tensor) -> nn.Module:
         leaf = checkpoint.lookup(tensor.name)
         format = "Q4_0" if leaf.format in FLOATS else None  # what is quantized already stays as it is
+        return dense(tensor) if tensor.is_norm else packed(tensor, leaf, format)
+
+    def packed(tensor: Tensor, leaf: Leaf, format: str | None) -> nn.Module:
+        from gemmary.engines.torch_quantized import QuantizedEmbedding, QuantizedLinear
+
         return QuantizedEmbedding(leaf, format) if tensor.name == "embed" else QuantizedLinear(leaf, dtype, format)
 
     def master(tensor: Tensor) -> nn.Module:
         return module_of(tensor, checkpoint.lookup, torch.float32, device, MasterLinear)
 
-    make = {"lora": dense, "qlora": quantized, "full": master}[settings.method]
+    make = {"lora": frozen, "qlora": quantized, "full": master}[settings.method]
     return TuneModel(checkpoint, settings, make, dtype).train()
-
-
-def _array(weight: torch.Tensor) -> np.typing.NDArray[np.float32]:
-    values: np.typing.NDArray[np.float32] = weight.detach().float().cpu().numpy()
-    return values

@@ -1,8 +1,8 @@
 """`pretrain`: a new small Gemma out of text, its tokenizer included, and how well it predicts text that it never saw.
 
-    OUT/start/            what it starts from (`tune/start.py`)
-    OUT/model/            a run of `tune` over that: checkpoints, metrics, and at the end the model
-    OUT/held-out.json     what the model is worth
+OUT/start/            what it starts from (`tune/start.py`)
+OUT/model/            a run of `tune` over that: checkpoints, metrics, and at the end the model
+OUT/held-out.json     what the model is worth
 """
 
 from __future__ import annotations

@@ -40,10 +40,15 @@ class PretrainSettings(Options):
     taken from there. Raises a GemmaryError of one line for a bad value, or for a shape that no Gemma can have.
     """
 
-    text: tuple[str, ...] = option(places, "text to learn: .txt and .jsonl files, folders of them, globs", metavar="PATH")
+    text: tuple[str, ...] = option(
+        places, "text to learn: .txt and .jsonl files, folders of them, globs", metavar="PATH"
+    )
     out: str = like_tune("out")
     held_out: float = option(
-        number(0, 1, above=True, below=True), "share of the documents that is only measured on", default=0.05, metavar="X"
+        number(0, 1, above=True, below=True),
+        "share of the documents that is only measured on",
+        default=0.05,
+        metavar="X",
     )
     validation: float = option(
         number(0, 1, above=True, below=True),
@@ -103,7 +108,9 @@ class PretrainSettings(Options):
         if self.sliding_window is None:
             object.__setattr__(self, "sliding_window", max(1, self.context_length // 2))
         if self.sequence_length > self.context_length:
-            raise GemmaryError(f"sequence_length {self.sequence_length} is more than context_length {self.context_length}")
+            raise GemmaryError(
+                f"sequence_length {self.sequence_length} is more than context_length {self.context_length}"
+            )
         if self.held_out + self.validation >= 1:
             raise GemmaryError("held_out and validation take all documents: give them smaller shares")
         self.config()
@@ -139,7 +146,7 @@ class PretrainSettings(Options):
         return {name: getattr(self, name) for name in (*own, "seed")}
 
     def tuning(self, model: Path, data: Path) -> Settings:
-        """The same for `tune`, over the model and the rows that the start has made, into the folder `model` of `out`."""
+        """The same for `tune`: over the model and the rows that the start has made, into the folder `model`."""
         shared = {each.name for each in self.options()} & _SETTINGS.keys() - {"out", "validation"}
         values = {name: getattr(self, name) for name in sorted(shared)}
         return Settings(model=str(model), data=str(data), out=str(Path(self.out, "model")), method="full", **values)

@@ -16,6 +16,8 @@ class Overview:
     device: str
     dtype: str
     threads: int
+    recomputes: bool
+    """Activations are computed twice rather than kept (gradient checkpointing)."""
     trained: int
     """Weights that are trained, of `parameters`."""
     parameters: int

@@ -1,11 +1,11 @@
 """What a run from scratch starts from, in the folder `start` of its out folder: made once, whole or not at all.
 
-    start/
-      made-from.json     a digest of all the text, and every setting that matters here
-      data/              train.jsonl and valid.jsonl, rows for `gemmary tune`
-      held-out.jsonl     rows that nothing of the model is made from
-      untrained/         a Hugging Face folder: the tokenizer, trained on train.jsonl, and weights that know nothing yet
-      SHA256SUMS
+start/
+  made-from.json     a digest of all the text, and every setting that matters here
+  data/              train.jsonl and valid.jsonl, rows for `gemmary tune`
+  held-out.jsonl     rows that nothing of the model is made from
+  untrained/         a Hugging Face folder: the tokenizer, trained on train.jsonl, and weights that know nothing yet
+  SHA256SUMS
 """
 
 from __future__ import annotations

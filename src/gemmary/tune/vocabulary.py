@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import sentencepiece
 
@@ -22,6 +23,9 @@ USER_DEFINED = (*MARKERS, *("\n" * n for n in range(1, 5)), *(SPACE * n for n in
 SMALLEST = 4 + len(USER_DEFINED) + 256
 """Pieces before the first one out of the text."""
 
+_SPECIAL: dict[str, Any] = {f"{name}_id": i for i, name in enumerate(("pad", "eos", "bos", "unk"))} | {
+    f"{name}_piece": f"<{name}>" for name in ("pad", "eos", "bos", "unk")
+}
 _MOST = re.compile(r"value <= (\d+)")
 _LEAST = re.compile(r"smaller than required_chars\. \d+ vs (\d+)")
 
@@ -49,8 +53,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             max_sentence_length=1 << 30,
             num_threads=1,
             minloglevel=2,
-            **{f"{name}_id": i for i, name in enumerate(("pad", "eos", "bos", "unk"))},
-            **{f"{name}_piece": f"<{name}>" for name in ("pad", "eos", "bos", "unk")},
+            **_SPECIAL,
         )
     except RuntimeError as error:
         if most := _MOST.search(str(error)):

@@ -1,0 +1,100 @@
+"""Ops of a block whose derivative is written by hand: less is kept for the backward pass, and less memory is passed
+over, than by the derivatives of their parts. Each computes in float32 and rounds once (`ops/spec.py`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [..., D] / sqrt(mean(x²) + eps) * (1 + weight [D])."""
+    result: Tensor = RMSNormFunction.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return result
+
+
+def rope(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """x [T, N, H] rotated by angles whose cos and sin are [T, 1, H/2]."""
+    result: Tensor = RopeFunction.apply(x, *angles)  # type: ignore[no-untyped-call]
+    return result
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """gelu(gate) * up [T, F], in the tanh form."""
+    result: Tensor = GegluFunction.apply(gate, up)  # type: ignore[no-untyped-call]
+    return result
+
+
+class RMSNormFunction(torch.autograd.Function):
+    """x [..., D] / sqrt(mean(x²) + eps) * (1 + weight [D]). Keeps x and one number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x32 = x.float()
+        inverse = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, inverse)
+        return (x32 * inverse).mul_(1 + weight.float()).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, inverse = ctx.saved_tensors
+        (grad,) = gradients
+        unit = x.float() * inverse
+        x_grad = weight_grad = None
+        if ctx.needs_input_grad[1]:
+            weight_grad = (grad.float() * unit).flatten(0, -2).sum(0).to(weight.dtype)
+        if ctx.needs_input_grad[0]:
+            scaled = grad.float() * (1 + weight.float())
+            along = (scaled * unit).mean(-1, keepdim=True)
+            x_grad = scaled.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype)
+        return x_grad, weight_grad, None
+
+
+class RopeFunction(torch.autograd.Function):
+    """Rotates the pairs (x[i], x[i + H/2]) of x [T, N, H] by angles whose cos and sin are [T, 1, H/2]; backward turns
+    back. Keeps the angles."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = gradients
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, sin, -1), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    first, second = x.float().chunk(2, dim=-1)
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    left, right = out.chunk(2, dim=-1)
+    torch.mul(first, cos, out=left).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=right).addcmul_(first, sin, value=sign)
+    return out.to(x.dtype)
+
+
+class GegluFunction(torch.autograd.Function):
+    """gelu(gate) * up, in the tanh form. Keeps what it is given; gelu(gate) is computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return functional.gelu(gate.float(), approximate="tanh").mul_(up).to(gate.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        (grad,) = gradients
+        gate32, grad32 = gate.float(), grad.float()
+        up_grad = functional.gelu(gate32, approximate="tanh").mul_(grad32)
+        gate_grad = torch.ops.aten.gelu_backward(grad32 * up, gate32, approximate="tanh")
+        return gate_grad.to(gate.dtype), up_grad.to(up.dtype)

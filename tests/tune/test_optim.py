@@ -1,0 +1,94 @@
+"""Learning rates, clipping, and the optimizers' state through a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+from gemmary.errors import GemmaryError  # noqa: E402
+from gemmary.tune.optim import OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer, update  # noqa: E402
+from gemmary.tune.state import Checkpoints, Snapshot, State, capture, restore  # noqa: E402
+
+
+def rates(schedule: str, steps: int, warmup: int) -> list[float]:
+    return [learning_rate(schedule, step, peak=2.0, steps=steps, warmup=warmup) for step in range(steps)]
+
+
+def test_schedules() -> None:
+    assert rates("constant", 5, 2) == [1.0, 2.0, 2.0, 2.0, 2.0]
+    assert rates("linear", 6, 2) == [1.0, 2.0, 2.0, 1.5, 1.0, 0.5]
+    assert rates("cosine", 4, 0) == pytest.approx([1 + math.cos(math.pi * i / 4) for i in range(4)])
+    for schedule in SCHEDULES:
+        assert rates(schedule, 3, 5) == pytest.approx([0.4, 0.8, 1.2])
+        assert rates(schedule, 1, 0) == [2.0]
+
+
+def parameters() -> dict[str, torch.nn.Parameter]:
+    torch.manual_seed(3)
+    return {name: torch.nn.Parameter(torch.randn(shape)) for name, shape in (("norm", (5,)), ("matrix", (4, 5)))}
+
+
+def step(optimizer: torch.optim.Optimizer, trained: dict[str, torch.nn.Parameter], clip: float = 0.0) -> float:
+    for weight in trained.values():
+        weight.grad = weight.detach().sin() * 3
+    return update(optimizer, 0.1, clip)
+
+
+def test_clipping_scales_all_gradients_by_their_norm() -> None:
+    clipped, scaled = parameters(), parameters()
+    norm = math.sqrt(sum(float((3 * p.detach().sin()).square().sum()) for p in clipped.values()))
+    for trained, clip in ((clipped, 0.5), (scaled, 0.0)):
+        optimizer = torch.optim.SGD(trained.values(), lr=0.0)
+        assert step(optimizer, trained, clip) == pytest.approx(norm)
+        assert all(weight.grad is None for weight in trained.values())
+    for name, start in parameters().items():
+        moved, whole = start - clipped[name], start - scaled[name]
+        torch.testing.assert_close(moved, whole * (0.5 / norm), rtol=1e-4, atol=1e-6)
+
+
+def test_norms_do_not_decay() -> None:
+    trained = parameters()
+    optimizer = make_optimizer("adamw", trained, 0.5)
+    for weight in trained.values():
+        weight.grad = torch.zeros_like(weight)
+    update(optimizer, 0.1, 1.0)
+    torch.testing.assert_close(trained["norm"], parameters()["norm"])
+    torch.testing.assert_close(trained["matrix"], parameters()["matrix"] * 0.95)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_goes_on_from_a_checkpoint(name: str, tmp_path: Path) -> None:
+    trained = parameters()
+    optimizer = make_optimizer(name, trained, 0.1)
+    step(optimizer, trained)
+    step(optimizer, trained)
+    checkpoints = Checkpoints(tmp_path, 1, lambda text: None)
+    checkpoints.save(Snapshot(State(step=2), {}, capture(trained, optimizer)))
+    drawn = torch.rand(3)
+    step(optimizer, trained)
+
+    again = {key: torch.nn.Parameter(torch.zeros_like(weight)) for key, weight in trained.items()}
+    other = make_optimizer(name, again, 0.1)
+    found = checkpoints.newest()
+    assert found is not None
+    restore(found.files, again, other)
+    assert torch.equal(torch.rand(3), drawn)
+    step(other, again)
+    assert all(torch.equal(trained[key], again[key]) for key in trained)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    trained = parameters()
+    optimizer = make_optimizer("adamw", trained, 0.0)
+    files = capture(trained, optimizer)
+    with pytest.raises(GemmaryError, match="are not those of this model"):
+        restore(files, {"norm": trained["norm"]}, optimizer)
+
+
+def test_an_unknown_optimizer() -> None:
+    with pytest.raises(GemmaryError, match="no optimizer is called 'lion': choose adamw or adafactor"):
+        make_optimizer("lion", parameters(), 0.0)
