@@ -89,6 +89,25 @@ def test_version(gemmary_command: Gemmary) -> None:
     assert gemmary_command("--version").out == f"gemmary {gemmary.__version__}\n"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "run M P --max-tokens 9",
+        "run M --max-tokens 9 P",
+        "run --max-tokens 9 M P",
+        "run --max-tokens 9 M -- P",
+        "run M --max-tokens 9 -- P",
+    ],
+)
+def test_flags_may_stand_anywhere(arguments: str) -> None:
+    found = build_parser().parse_args(arguments.split())
+    assert (found.model, found.prompt, found.max_tokens) == ("M", "P", 9)
+
+
+def test_a_prompt_may_begin_with_a_dash_after_two() -> None:
+    assert build_parser().parse_args(["run", "M", "--", "-x --y"]).prompt == "-x --y"
+
+
 def test_no_command_and_an_unknown_one_are_one_line(gemmary_command: Gemmary) -> None:
     assert "COMMAND" in gemmary_command().error
     assert "invalid choice: 'dance'" in gemmary_command("dance").error

@@ -53,6 +53,33 @@ def test_a_run(gemmary_command: Gemmary, base_model: Path, rows: Path, tmp_path:
     wanted = {"adapter_config.json", "adapter_model.safetensors", "checkpoints", "config.yaml", "metrics.jsonl"}
     assert wanted <= names
     assert names <= wanted | {"loss.png", "SHA256SUMS"}
+    told = gemmary_command("run", base_model, "--adapter", out, "a one", "--max-tokens", 2, "--engine", "torch")
+    assert told.code == 0, told.err
+
+
+def test_the_starter_learns(gemmary_command: Gemmary, starter_gguf: Path, rows: Path, tmp_path: Path) -> None:
+    flags = ("--lora-targets", "q,v", "--schedule", "constant", "--warmup-steps", 0, "--learning-rate", 0.003)
+    done = gemmary_command("tune", starter_gguf, rows, "--out", tmp_path / "out", *FAST, *flags, "--json")
+    assert done.code == 0, done.err
+    first, second = [event["loss"] for event in map(json.loads, done.out.splitlines()) if event["event"] == "step"]
+    assert second < first - 0.2
+
+
+def test_a_live_line_on_a_terminal(
+    gemmary_command: Gemmary, base_model: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.live import Live
+
+    shown: list[str] = []
+    real = Live.update
+    monkeypatch.setattr(Live, "update", lambda self, text: (shown.append(text.plain), real(self, text))[1])
+    monkeypatch.setattr("gemmary.cli.training.is_terminal", lambda: True)
+    done = gemmary_command("tune", base_model, rows, "--out", "out", *FAST, "--validation", 0.3)
+    assert done.code == 0, done.err
+    assert shown[0].startswith("measuring on the validation rows, 1/")
+    assert [text.split(" · ")[0] for text in shown if text.startswith("step")] == ["step 1/2", "step 2/2"]
+    assert "validation" in shown[-1]
+    assert shown[-1].endswith("· 0:00 left")
 
 
 def test_a_file_of_settings_resumed_as_json(

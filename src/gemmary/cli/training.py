@@ -13,7 +13,7 @@ from gemmary.memory import size
 from gemmary.tune.progress import Line, Overview
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
+    from rich.live import Live
 
 TELL_SECONDS = 30.0
 """Through a pipe: at most so long without a line."""
@@ -24,7 +24,7 @@ class Watcher:
 
     def __init__(self, *, json: bool) -> None:
         self._json = json
-        self._bar: RichProgress | None = None
+        self._live: Live | None = None
         self._overview: Overview | None = None
         self._val_loss: float | None = None
         self._began = self._told = 0.0
@@ -41,25 +41,25 @@ class Watcher:
         self._emit("step", asdict(line))
         self._val_loss = line.val_loss if line.val_loss is not None else self._val_loss
         text = self._describe(line, flops_share)
-        if sys.stderr.isatty() and not self._json:
-            self._draw(f"step {line.step:,}/{self._overview.steps:,} · {text}", line.step, self._overview.steps)
+        if is_terminal() and not self._json:
+            self._draw(text)
             return
         now = time.monotonic()
         ends = line.step in (self._overview.resumed + 1, self._overview.steps)
         if not self._json and (ends or line.val_loss is not None or now - self._told >= TELL_SECONDS):
             self._told = now
-            console.note(f"step {line.step:,}/{self._overview.steps:,} · {text}")
+            console.note(text)
 
     def evaluating(self, done: int, total: int) -> None:
-        if sys.stderr.isatty() and not self._json:
-            self._draw(f"measuring on the validation rows, {done:,}/{total:,}", None, None)
+        if is_terminal() and not self._json:
+            self._draw(f"measuring on the validation rows, {done:,}/{total:,}")
 
     def note(self, text: str) -> None:
         console.note(f"note: {text}")
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def result(self, found: dict[str, Any]) -> None:
         self._emit("result", found)
@@ -70,7 +70,7 @@ class Watcher:
 
     def _describe(self, line: Line, flops_share: float | None) -> str:
         assert self._overview is not None
-        parts = [f"loss {line.loss:.4f}"]
+        parts = [f"step {line.step:,}/{self._overview.steps:,}", f"loss {line.loss:.4f}"]
         if self._val_loss is not None:
             parts.append(f"validation {self._val_loss:.4f}")
         parts += [f"rate {line.learning_rate:.2e}", f"{line.tokens_per_s:,.0f} tokens/s"]
@@ -80,16 +80,15 @@ class Watcher:
         left = (time.monotonic() - self._began) / done * (self._overview.steps - line.step)
         return " · ".join([*parts, f"peak {size(line.peak_rss_bytes)}", f"{clock(left)} left"])
 
-    def _draw(self, text: str, done: int | None, total: int | None) -> None:
+    def _draw(self, text: str) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.live import Live
+        from rich.text import Text
 
-        if self._bar is None:
-            columns = BarColumn(bar_width=12), TextColumn("{task.description}", markup=False)
-            self._bar = Progress(*columns, console=Console(stderr=True))
-            self._bar.add_task("", total=None)
-            self._bar.start()
-        self._bar.update(self._bar.task_ids[0], description=text, completed=done, total=total)
+        if self._live is None:
+            self._live = Live(console=Console(stderr=True))
+            self._live.start()
+        self._live.update(Text(text))
 
 
 def describe(run: Overview) -> list[str]:
@@ -103,6 +102,10 @@ def describe(run: Overview) -> list[str]:
         f"{run.documents:,} documents, {run.tokens:,} tokens, {run.scored:,} of them scored, packed to "
         f"{run.packing:.1%} · {run.steps:,} steps{resumed}",
     ]
+
+
+def is_terminal() -> bool:
+    return sys.stderr.isatty()
 
 
 def clock(seconds: float) -> str:

@@ -41,7 +41,11 @@ def run(arguments: argparse.Namespace) -> None:
     require_torch()
     from gemmary.tune.loop import tune
     from gemmary.tune.metrics import draw
+    from gemmary.tune.parallel import leads
 
+    if not leads():  # one of several that `torchrun` started: the first one tells
+        tune(settings)
+        return
     watcher = Watcher(json=settings.json)
     try:
         result = tune(settings, watcher)

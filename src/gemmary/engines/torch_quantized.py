@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gemmary import _core
-from gemmary.checkpoints.convert import piece
 from gemmary.engines.native import pack
 from gemmary.errors import GemmaryError
 from gemmary.quantize.leaves import Leaf, slices
+from gemmary.quantize.pieces import piece
 
 TILE = 1 << 20
 """Weights dequantized at once: 4 MiB of float32. Much less starves the matrix product, more falls out of the caches."""
@@ -113,6 +113,24 @@ class PackedMatrix:
         """Rows [start, stop) in the shared scratch: valid until any module's next tile."""
         return self.read(start, _SCRATCH.tile(stop - start, self.shape[1], dtype))
 
+    def product(self, x: Tensor) -> Tensor:
+        """x [T, columns] times the transpose of the matrix -> [T, rows]."""
+        out = x.new_empty(x.shape[0], self.shape[0])
+        for start, stop in self.tiles():
+            torch.mm(x, self.tile(start, stop, x.dtype).t(), out=out[:, start:stop])
+        return out
+
+    def product_back(self, grad: Tensor) -> Tensor:
+        """grad [T, rows] times the matrix -> [T, columns]: the gradient of x in `product`."""
+        total = grad.new_zeros(grad.shape[0], self.shape[1], dtype=torch.float32)
+        for start, stop in self.tiles():
+            part, tile = grad[:, start:stop], self.tile(start, stop, grad.dtype)
+            if grad.dtype == torch.float32:
+                total.addmm_(part, tile)
+            else:
+                total += part @ tile  # the tiles' parts are summed in float32
+        return total.to(grad.dtype)
+
 
 class _Product(torch.autograd.Function):
     """x [T, I] times the transpose of a packed matrix [O, I] -> [T, O]; gradients flow to x."""
@@ -120,25 +138,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: PackedMatrix) -> Tensor:
         ctx.matrix = matrix
-        out = x.new_empty(x.shape[0], matrix.shape[0])
-        for start, stop in matrix.tiles():
-            torch.mm(x, matrix.tile(start, stop, x.dtype).t(), out=out[:, start:stop])
-        return out
+        return matrix.product(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (grad,) = gradients
         matrix: PackedMatrix = ctx.matrix
-        if grad.dtype == torch.float32:
-            total = grad.new_zeros(grad.shape[0], matrix.shape[1])
-            for start, stop in matrix.tiles():
-                total.addmm_(grad[:, start:stop], matrix.tile(start, stop, grad.dtype))
-            return total, None
-        total = grad.new_zeros(grad.shape[0], matrix.shape[1], dtype=torch.float32)
-        for start, stop in matrix.tiles():  # the tiles' parts are summed in float32
-            total += grad[:, start:stop] @ matrix.tile(start, stop, grad.dtype)
-        return total.to(grad.dtype), None
+        return matrix.product_back(gradients[0]), None
 
 
 class QuantizedLinear(nn.Module):

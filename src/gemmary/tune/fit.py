@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,9 +18,10 @@ from torch import nn
 
 from gemmary.errors import GemmaryError
 from gemmary.tune.interrupts import interrupts
-from gemmary.tune.metrics import Metrics, peak_rss_bytes
+from gemmary.tune.metrics import Metrics, Unwritten, peak_rss_bytes
 from gemmary.tune.optim import learning_rate, make_optimizer, update
 from gemmary.tune.packing import Batches, MicroBatch
+from gemmary.tune.parallel import ALONE, World
 from gemmary.tune.plan import Plan, count_steps, next_step
 from gemmary.tune.progress import Line, Progress
 from gemmary.tune.state import Checkpoints, Snapshot, State, capture, put_weights, restore
@@ -58,6 +59,7 @@ class Fit:
         fixed: dict[str, Any],
         progress: Progress,
         share: Share | None = None,
+        world: World = ALONE,
     ) -> None:
         """model: with its first weights in it. fixed: what a resumed run must agree with, by name.
 
@@ -73,7 +75,10 @@ class Fit:
         """Of the steps of this process."""
         self._folder, self._fixed, self._progress, self._share = folder, fixed, progress, share
         self._before = 0.0
-        if start := self.checkpoints.newest():
+        self._world = world
+        with world.leader_first():
+            start = self.checkpoints.newest()
+        if start is not None:
             _agree(start.fixed, fixed)
             restore(start.files, self.trained, self.optimizer)
             self.state, self._before = start.state, start.seconds
@@ -91,18 +96,19 @@ class Fit:
         GemmaryError for a loss that is not finite, or a disk that refuses; the last checkpoint is intact.
         """
         state = self.state
-        with closing(Metrics(self._folder, state.step or -1)) as metrics, interrupts() as asked:
+        with self._metrics() as metrics, interrupts() as asked:
             if state.step == 0 and self.validation is not None:
                 state.first_val_loss = self.evaluate(self.validation)
                 metrics.write(self._line(val_loss=state.first_val_loss))
             while state.step < self.steps and not state.stopped:
                 line, is_best = self._step()
                 metrics.write(line)
-                ends = state.step == self.steps or state.stopped or asked()
+                (asking,) = self._world.sum(asked())
+                ends = state.step == self.steps or state.stopped or asking > 0
                 if ends or is_best or state.step % self.plan.checkpoint_every == 0:
                     metrics.sync()
                     self._save()
-                if asked():
+                if asking:
                     raise KeyboardInterrupt
         if state.best_step is not None and state.best_step != state.step:
             put_weights(self.checkpoints.load(state.best_step).files, self.trained)
@@ -113,25 +119,33 @@ class Fit:
         self.model.train(False)
         with torch.no_grad():
             for index in range(count):
-                micro = batches.get(0, index)
-                total += float(self.model.loss(micro))
-                scored += len(micro.targets)
+                micro, counts = batches.share(0, index, self._world.rank, self._world.size)
+                loss = float(self.model.loss(micro))
+                total, scored = total + counts * loss, scored + counts * len(micro.targets)
                 self._progress.evaluating(index + 1, count)
         self.model.train(True)
-        return total / scored
+        total, scores = self._world.sum(total, scored)
+        return total / scores
 
     def _step(self) -> tuple[Line, bool]:
         """One update, with the evaluation that is due after it; and whether that was the best so far."""
-        state, plan = self.state, self.plan
+        state, plan, world = self.state, self.plan, self._world
         began = time.perf_counter()
         epoch, indices = next_step(plan, self.batches, state.epoch, state.index)
-        micros = [self.batches.get(epoch, index) for index in indices]
-        scored = sum(len(micro.targets) for micro in micros)
+        shares = [self.batches.share(epoch, index, world.rank, world.size) for index in indices]
+        scored, tokens = map(
+            int,
+            world.sum(
+                sum(counts * len(micro.targets) for micro, counts in shares),
+                sum(counts * len(micro.batch.tokens) for micro, counts in shares),
+            ),
+        )
         total = 0.0
-        for micro in micros:
-            loss = self.model.loss(micro)
+        for micro, counts in shares:
+            loss = counts * self.model.loss(micro)
             (loss / scored).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
+        (total,) = world.sum(total)
         assert plan.learning_rate is not None
         rate = learning_rate(
             plan.schedule, state.step, peak=plan.learning_rate, steps=self.steps, warmup=plan.warmup_steps
@@ -139,7 +153,6 @@ class Fit:
         norm = update(self.optimizer, rate, plan.clip)
         if not math.isfinite(total) or not math.isfinite(norm):
             raise self._diverged(total / scored, norm)
-        tokens = sum(len(micro.batch.tokens) for micro in micros)
         taken = time.perf_counter() - began
         state.step, state.epoch, state.index = state.step + 1, epoch, indices.stop
         state.loss, state.tokens, state.scored = total / scored, state.tokens + tokens, state.scored + scored
@@ -175,9 +188,14 @@ class Fit:
         state = self.state
         return Line(state.step, loss, val_loss, rate, norm, state.tokens, tokens_per_s, peak_rss_bytes(), self.seconds)
 
+    def _metrics(self) -> AbstractContextManager[Metrics | Unwritten]:
+        return closing(Metrics(self._folder, self.state.step or -1)) if self._world.leads else nullcontext(Unwritten())
+
     def _save(self) -> None:
-        files = capture(self.trained, self.optimizer)
-        self.checkpoints.save(Snapshot(self.state, self._fixed, files, self.seconds))
+        files = capture(self.trained, self.optimizer, self._world)
+        with self._world.leader_first():
+            if self._world.leads:
+                self.checkpoints.save(Snapshot(self.state, self._fixed, files, self.seconds))
 
     def _diverged(self, loss: float, norm: float) -> GemmaryError:
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"

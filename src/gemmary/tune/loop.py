@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from gemmary.tune.fit import CHECKPOINTS, Fit
 from gemmary.tune.metrics import METRICS, peak_rss_bytes
 from gemmary.tune.model import TuneModel, build
 from gemmary.tune.packing import Batches
+from gemmary.tune.parallel import ALONE, World, gather, joined
 from gemmary.tune.progress import Overview, Progress, Result, Silent
 from gemmary.tune.room import settle
 from gemmary.tune.rows import Example
@@ -50,12 +51,18 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
     Raises GemmaryError for whatever is wrong with settings, rows, model, memory or disk, and KeyboardInterrupt after
     Ctrl-C, with a checkpoint written.
     """
-    progress = progress or Silent()
     out = Path(settings.out).expanduser()
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
+    with joined(device) as world:
+        return _tune(settings, out, device, dtype, world, progress or Silent() if world.leads else Silent())
+
+
+def _tune(
+    settings: Settings, out: Path, device: torch.device, dtype: torch.dtype, world: World, progress: Progress
+) -> Result:
     checkpoint = open_named(settings.model)
     data = load_data(settings, checkpoint)
     sizes: dict[str, Any] = {
@@ -69,10 +76,11 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
     ]
     for notice in [*checkpoint.notices, *data.notices, *batches.notices]:
         progress.note(notice)
-    with claimed(out, settings.resume, progress), memory_told():
+    with claimed(out, settings.resume, progress, world), memory_told():
         settled = settle(settings, checkpoint, dtype, device)
         torch.manual_seed(settings.seed)
         model = build(checkpoint, settled, device, dtype)
+        world.shard(model)
         ceiling = matmul_ceiling(dtype, device)
 
         def share(tokens: int, scored: int, seconds: float) -> float:
@@ -80,13 +88,18 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
             return flops / seconds / ceiling
 
         fixed = _fixed(settings, checkpoint, device, dtype, {"data": data.train, "validation": data.valid})
-        fit = Fit(model, settings, batches, held_out[0], folder=out, fixed=fixed, progress=progress, share=share)
-        with atomic_file(out / CONFIG) as file:
-            file.write(dataclasses.replace(settings, resume=False).to_yaml().encode())
+        fit = Fit(
+            model, settings, batches, held_out[0], folder=out, fixed=fixed, progress=progress, share=share, world=world
+        )
+        if world.leads:
+            with atomic_file(out / CONFIG) as file:
+                file.write(dataclasses.replace(settings, resume=False).to_yaml().encode())
         progress.begin(_overview(fit, settled, checkpoint, device, dtype))
         fit.run()
         test_loss = fit.evaluate(held_out[1]) if held_out[1] is not None else None
-        publish(model, out)
+        weights = gather(fit.trained, world)
+        if world.leads:
+            publish(model, weights, out)
     state = fit.state
     return Result(
         folder=out,
@@ -109,8 +122,12 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
 
 
 @contextmanager
-def claimed(out: Path, resume: bool, progress: Progress) -> Iterator[None]:
-    """The folder of a run, for this process alone. Raises GemmaryError where another run is in it, or at work on it."""
+def claimed(out: Path, resume: bool, progress: Progress, world: World = ALONE) -> Iterator[None]:
+    """The folder of a run, for this process alone (or those that it leads). Raises GemmaryError where another run is in
+    it, or at work on it."""
+    if not world.leads:
+        yield
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
         number = os.open(out, os.O_RDONLY)
@@ -137,12 +154,12 @@ def claimed(out: Path, resume: bool, progress: Progress) -> Iterator[None]:
         os.close(number)
 
 
-def publish(model: TuneModel, out: Path) -> None:
-    """Saves what was learnt into the folder of the run, each file whole; the weights last."""
+def publish(model: TuneModel, weights: Mapping[str, torch.Tensor], out: Path) -> None:
+    """Saves what was learnt (`weights`, whole) into the folder of the run, each file whole; the weights last."""
     hidden = out / _RESULT
     shutil.rmtree(hidden, ignore_errors=True)
     try:
-        model.save(hidden)
+        model.save(hidden, weights)
         for file in sorted(hidden.iterdir(), key=lambda path: (path.suffix == ".safetensors", path.name)):
             os.replace(file, out / file.name)
         hidden.rmdir()

@@ -87,8 +87,8 @@ class LoraLinear(nn.Module):
         """[T, I] -> [T, O]."""
         drops = self.training and self.dropout > 0
         a, b = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
-        if isinstance(self.base, nn.Linear) and self.magnitude is None and not drops:
-            result: Tensor = _Adapted.apply(x, self.base.weight, a, b, self.scale)  # type: ignore[no-untyped-call]
+        if self.magnitude is None and not drops:
+            result: Tensor = _Adapted.apply(x, self.base, a, b, self.scale)  # type: ignore[no-untyped-call]
             return result
         y: Tensor = self.base(x)
         dropped = functional.dropout(x, self.dropout) if drops else x
@@ -114,19 +114,24 @@ class _Adapted(torch.autograd.Function):
     """x W^T + scale * x A^T B^T where W stands still: each sum is made in the place of its larger part."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, base: Base, a: Tensor, b: Tensor, scale: float) -> Tensor:
         low_Tr = x @ a.t()
-        ctx.save_for_backward(x, weight, a, b, low_Tr)
-        ctx.scale = scale
-        return (x @ weight.t()).addmm_(low_Tr, b.t(), alpha=scale)
+        ctx.save_for_backward(x, a, b, low_Tr)
+        ctx.base, ctx.scale = base, scale
+        y = x @ base.weight.t() if isinstance(base, nn.Linear) else base.matrix.product(x)
+        return y.addmm_(low_Tr, b.t(), alpha=scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor, None]:
-        x, weight, a, b, low_Tr = ctx.saved_tensors
+        x, a, b, low_Tr = ctx.saved_tensors
         (grad,) = gradients
+        base: Base = ctx.base
         grad_Tr = grad @ b * ctx.scale
-        x_grad = (grad @ weight).addmm_(grad_Tr, a) if ctx.needs_input_grad[0] else None
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            x_grad = grad @ base.weight if isinstance(base, nn.Linear) else base.matrix.product_back(grad)
+            x_grad.addmm_(grad_Tr, a)
         return x_grad, None, grad_Tr.t() @ x, (low_Tr.t() @ grad).t() * ctx.scale, None
 
 

@@ -60,6 +60,14 @@ class Metrics:
             self._board.close()
 
 
+class Unwritten:
+    """The metrics of a process that does not lead: what it computed is in the leader's."""
+
+    def write(self, line: Line) -> None: ...
+
+    def sync(self) -> None: ...
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; without the last one where it was cut short in the writing. None: no lines."""
     try:

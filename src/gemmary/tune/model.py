@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -106,13 +106,15 @@ class TuneModel(Model):
         """What is trained, in the order of the computation."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Writes what was trained: an adapter in PEFT's format, or the whole model as a Hugging Face folder (float32).
 
-        Raises GemmaryError where the disk refuses.
+        weights: those of `trained()`, whole and on the CPU, where this process holds a share of each. Raises
+        GemmaryError where the disk refuses.
         """
+        weights = weights or {name: weight.detach().cpu() for name, weight in self.trained().items()}
         if self.settings.method == "full":
-            save_checkpoint(Trained(self), folder, dtype="float32")
+            save_checkpoint(Trained(self, weights), folder, dtype="float32")
             return
         settings = self.settings
         config = AdapterConfig(
@@ -124,16 +126,13 @@ class TuneModel(Model):
             dora=settings.dora,
             base_model=self.checkpoint.name,
         )
-        weights = {
-            name: LoraWeights(
-                _array(layer.lora_A.weight),
-                _array(layer.lora_B.weight),
-                layer.scale,
-                None if layer.magnitude is None else _array(layer.magnitude),
-            )
-            for name, layer in self.adapters.items()
-        }
-        write_adapter(folder, Adapter(config, weights))
+
+        def learnt(name: str, layer: LoraLinear) -> LoraWeights:
+            a, b, magnitude = (f"{self.paths[name]}.{part}" for part in ("lora_A.weight", "lora_B.weight", "magnitude"))
+            stretch = None if layer.magnitude is None else weights[magnitude].numpy()
+            return LoraWeights(weights[a].numpy(), weights[b].numpy(), layer.scale, stretch)
+
+        write_adapter(folder, Adapter(config, {name: learnt(name, layer) for name, layer in self.adapters.items()}))
 
     @property
     def device(self) -> torch.device:
@@ -171,8 +170,9 @@ class MasterLinear(nn.Linear):
 class Trained:
     """A tuned model as `save_checkpoint` reads it."""
 
-    def __init__(self, model: TuneModel) -> None:
-        self.model = model
+    def __init__(self, model: TuneModel, weights: Mapping[str, torch.Tensor]) -> None:
+        """weights: whole ones by the names of the model's parameters."""
+        self.model, self.weights = model, weights
         self.config: Config = model.config
         self.name = model.checkpoint.name
 
@@ -185,9 +185,7 @@ class Trained:
         return self.model.checkpoint.chat_template
 
     def lookup(self, name: str) -> Leaf:
-        weight = self.model.get_submodule(self.model.paths[name]).weight
-        assert isinstance(weight, torch.Tensor)
-        return Dense(_array(weight))
+        return Dense(self.weights[f"{self.model.paths[name]}.weight"].numpy())
 
 
 def build(checkpoint: Checkpoint, settings: TuneSettings, device: torch.device, dtype: torch.dtype) -> TuneModel:
@@ -225,8 +223,3 @@ def build(checkpoint: Checkpoint, settings: TuneSettings, device: torch.device, 
 
     make = {"lora": frozen, "qlora": quantized, "full": master}[settings.method]
     return TuneModel(checkpoint, settings, make, dtype).train()
-
-
-def _array(weight: torch.Tensor) -> np.typing.NDArray[np.float32]:
-    values: np.typing.NDArray[np.float32] = weight.detach().float().cpu().numpy()
-    return values

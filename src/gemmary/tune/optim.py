@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gemmary.errors import GemmaryError
+from gemmary.tune.parallel import whole
 
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("adamw", "adafactor")
@@ -58,7 +59,7 @@ def update(optimizer: torch.optim.Optimizer, rate: float, clip: float) -> float:
     """
     moved = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(moved, clip if clip > 0 else math.inf)
-    value = float(norm)
+    value = float(whole(norm))
     if math.isfinite(value):
         for group in optimizer.param_groups:
             group["lr"] = rate

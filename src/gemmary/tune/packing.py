@@ -78,8 +78,14 @@ class Batches:
 
     def get(self, epoch: int, index: int) -> MicroBatch:
         """One of `count(epoch)` micro-batches: a function of the arguments and of nothing that went before."""
+        return self.share(epoch, index, 0, 1)[0]
+
+    def share(self, epoch: int, index: int, rank: int, size: int) -> tuple[MicroBatch, bool]:
+        """The packs of a micro-batch that fall to process `rank` of `size`, and whether they count: where there are
+        fewer packs than processes, some get what another has, so that all compute something."""
         packs = self.packs(epoch)[index * self._batch_size : (index + 1) * self._batch_size]
-        return micro_batch(self.config, [self.documents[i] for pack in packs for i in pack])
+        mine = packs[rank::size] or packs[:1]
+        return micro_batch(self.config, [self.documents[i] for pack in mine for i in pack]), rank < len(packs)
 
     def packs(self, epoch: int) -> list[list[int]]:
         """The documents of each pack of an epoch, as indices into `documents`; each document once."""

@@ -27,6 +27,7 @@ from gemmary.checkpoints import safetensors
 from gemmary.checkpoints.json_files import read_json, write_json
 from gemmary.errors import GemmaryError
 from gemmary.files import HashingFile, atomic_folder, check_folder, fsync_folder
+from gemmary.tune.parallel import ALONE, World, gather, shared_as
 
 Tensors = dict[str, torch.Tensor]
 _NAME = re.compile(r"step-(\d{8,})")
@@ -72,12 +73,17 @@ class Snapshot:
 # Between a run and tensors by name ----------------------------------------------------------------------------------
 
 
-def capture(trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensors]:
-    """The tensors of a run by file and name; views where they are on the CPU, so to be written before the next step."""
-    files: dict[str, Tensors] = {"weights": {name: p.detach() for name, p in trained.items()}}
+def capture(
+    trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, world: World = ALONE
+) -> dict[str, Tensors]:
+    """The tensors of a run by file and name, for the process that leads; views where they are on the CPU, so to be
+    written before the next step."""
+    files: dict[str, Tensors] = {"weights": gather(trained, world)}
+    kept: dict[str, Tensors] = {}
     for name, parameter in trained.items():
         for key, value in optimizer.state[parameter].items():
-            files.setdefault(_OPTIMIZER + key, {})[name] = value
+            kept.setdefault(_OPTIMIZER + key, {})[name] = value
+    files |= {file: gather(values, world) for file, values in kept.items()}
     files["rng"] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         files["rng"] |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -87,13 +93,15 @@ def capture(trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimize
 def restore(
     files: Mapping[str, Tensors], trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> None:
-    """Puts back what `capture` gave. Raises GemmaryError where the names or shapes are not those of this run."""
+    """Puts back what `capture` gave, whatever the number of processes was. Raises GemmaryError where the names or
+    shapes are not those of this run."""
     put_weights(files, trained)
     order = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     kept: dict[int, Tensors] = {}
     for file in (file for file in files if file.startswith(_OPTIMIZER)):
         for name, value in files[file].items():
-            kept.setdefault(order[id(trained[name])], {})[file.removeprefix(_OPTIMIZER)] = value
+            moved = kept.setdefault(order[id(trained[name])], {})
+            moved[file.removeprefix(_OPTIMIZER)] = shared_as(value, trained[name])
     optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(files["rng"]["cpu"])
     for i in range(torch.cuda.device_count()):
@@ -108,7 +116,7 @@ def put_weights(files: Mapping[str, Tensors], trained: Mapping[str, nn.Parameter
         raise GemmaryError("the checkpoint's trained weights are not those of this model and these settings")
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(weights[name])
+            parameter.copy_(shared_as(weights[name], parameter))
 
 
 # Between tensors by name and the disk -------------------------------------------------------------------------------
