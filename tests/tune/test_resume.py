@@ -33,11 +33,12 @@ METHODS: dict[str, dict[str, Any]] = {
 def test_ctrl_c_finishes_the_step_and_a_resumed_run_ends_the_same(method: str, tiny: Tiny) -> None:
     changes = {**METHODS[method], "steps": 6}
     tiny.tune(f"{method}-whole", **changes)
+    before = signal.getsignal(signal.SIGINT)
     for step, after in ((1, interrupt), (4, lambda: os.kill(os.getpid(), signal.SIGTERM))):
         with pytest.raises(KeyboardInterrupt):
             tiny.tune(f"{method}-halting", Heard({step: after}), resume=step > 1, **changes)
         assert (tiny.folder / f"{method}-halting/checkpoints/step-{step:08d}/SHA256SUMS").is_file()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     heard = Heard()
     tiny.tune(f"{method}-halting", heard, resume=True, **changes)
     assert [line.step for line in heard.lines] == [5, 6]
