@@ -17,7 +17,7 @@ import pytest
 import gemmary
 from gemmary.errors import GemmaryError
 from gemmary.files import HashingFile
-from tests.tune.tiny_tuning import Heard, Tiny, interrupt, no_ceiling, tiny, undisturbed
+from tests.tune.tiny_tuning import Checkpoints, Heard, Tiny, interrupt, no_ceiling, tiny, undisturbed
 
 __all__ = ["no_ceiling", "tiny", "undisturbed"]
 
@@ -68,6 +68,24 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny: Tiny, undisturbe
     assert "optimizer-exp_avg.safetensors is not what was written" in note
     assert [line.step for line in heard.lines] == [7, 8, 9, 10]
     assert tiny.left("damaged") == undisturbed
+
+
+def test_a_kill_before_the_last_old_checkpoint_goes(
+    tiny: Tiny, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Checkpoints._remove
+
+    def removes_until_the_end(checkpoints: Checkpoints, path: Path) -> None:
+        if 10 in checkpoints.steps():
+            raise KeyboardInterrupt
+        real(checkpoints, path)
+
+    monkeypatch.setattr(Checkpoints, "_remove", removes_until_the_end)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.tune("late")
+    monkeypatch.setattr(Checkpoints, "_remove", real)
+    tiny.tune("late", resume=True)
+    assert tiny.left("late") == undisturbed
 
 
 def failing_at(call: int, real: Callable[..., Any]) -> Callable[..., Any]:
