@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from asked import Asked
 from peers_files import Files, default_weights, prepare
 from peers_probe import REST_S, ReadProbe
 from peers_report import plot, print_table, row_of
@@ -51,35 +52,22 @@ class Peer:
     files: Files
     answers: list[dict[str, float]] = field(default_factory=list)
     starts: list[dict[str, Any]] = field(default_factory=list)
-    process: subprocess.Popen[str] | None = None
+    process: Asked | None = None
 
     def begin(self, context: int, threads: int) -> None:
         command = [self.python, str(CHILD), self.kind, str(self.files.path), self.files.dtype or ""]
-        command += [str(context), str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.starts.append(self._read())
+        self.process = Asked(f"{self.kind}:{self.weights}", [*command, str(context), str(threads)])
+        self.starts.append(self.process.ready)
 
     def ask(self, **request: Any) -> dict[str, float]:
         assert self.process is not None
-        assert self.process.stdin is not None
         time.sleep(REST_S)
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return self._read()
+        return self.process.ask(**request)
 
     def end(self) -> None:
         if self.process is not None:
-            self.process.communicate()
+            self.process.end()
             self.process = None
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise GemmaryError(f"{self.kind}:{self.weights} ended without an answer: what it printed stands above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 def is_present(kind: str, python: str) -> bool:

@@ -24,12 +24,12 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from asked import Asked
 from peers_files import prepare
 from peers_report import spread
 
@@ -52,32 +52,20 @@ class Side:
     command: list[str]
     about: dict[str, Any] = field(default_factory=dict)
     answers: list[dict[str, Any]] = field(default_factory=list)
-    process: subprocess.Popen[str] | None = None
+    process: Asked | None = None
 
     def begin(self) -> None:
-        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.about = self._read()
+        self.process = Asked(self.name, self.command)
+        self.about = self.process.ready
 
     def ask(self, **request: int) -> dict[str, Any]:
         assert self.process is not None
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return self._read()
+        return self.process.ask(**request)
 
     def end(self) -> None:
         if self.process is not None:
-            self.process.communicate()
+            self.process.end()
             self.process = None
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise GemmaryError(f"{self.name} ended without an answer: what it printed stands above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
 
 
 def sides_of(options: argparse.Namespace) -> list[Side]:

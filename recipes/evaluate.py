@@ -15,7 +15,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import numpy.typing as npt
 import gemmary
 from gemmary.batch import Batch, Chunk
 from gemmary.errors import GemmaryError
+from gemmary.files import atomic_file
 from gemmary.generate.sampling import log_softmax_at
 from gemmary.generate.scheduler import STEP_TOKENS
 
@@ -68,6 +69,7 @@ def after_prompts(
     """
     room = max(len(option) for some in options for option in some)
     caches = [model.engine.new_cache(len(prompt) + room) for prompt in prompts]
+    adapter = len(model.adapters)  # its number in a step: at most one is loaded here
 
     def step(chunks: dict[int, Chunk]) -> dict[int, Any]:
         """Rows of logits of the chunks, each for the prompt of that number."""
@@ -79,12 +81,13 @@ def after_prompts(
     last: dict[int, Any] = {}
     for start in range(0, max(map(len, prompts)), STEP_TOKENS):
         pieces = {s: prompt[start : start + STEP_TOKENS] for s, prompt in enumerate(prompts)}
-        last |= step({s: Chunk(piece, start) for s, piece in pieces.items() if piece})
+        last |= step({s: Chunk(piece, start, adapter=adapter) for s, piece in pieces.items() if piece})
     values: list[list[float]] = [[] for _ in prompts]
     for turn in range(max(map(len, options))):
         asked = {s: some[turn] for s, some in enumerate(options) if turn < len(some)}
         longer = {s: ids for s, ids in asked.items() if len(ids) > 1}
-        rows = step({s: Chunk(ids[:-1], len(prompts[s]), outputs="all") for s, ids in longer.items()}) if longer else {}
+        ends = {s: Chunk(ids[:-1], len(prompts[s]), outputs="all", adapter=adapter) for s, ids in longer.items()}
+        rows = step(ends) if ends else {}
         for s, ids in asked.items():
             scored = zip([*last[s], *rows.get(s, ())], ids, strict=True)
             values[s].append(sum(float(log_softmax_at(row, np.array([i]))[0]) for row, i in scored))
@@ -138,17 +141,15 @@ def digest(items: Sequence[Item]) -> str:
     return hashlib.sha256(json.dumps(items, sort_keys=True).encode()).hexdigest()
 
 
-def measure(model: gemmary.Model, chosen: Mapping[str, Sequence[Item]]) -> dict[str, Any]:
-    """What a later comparison needs: for each set its questions' digest and which were right by each rule."""
-    result: dict[str, Any] = {"model": model.description, "sets": {}}
+def measure(model: gemmary.Model, chosen: Mapping[str, Sequence[Item]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each set as it is done: its name, its questions' digest and which were right by each rule."""
     for name, items in chosen.items():
         began = time.perf_counter()
         values = likelihoods(model, items)
         answered = {rule: [right(i, v, rule) for i, v in zip(items, values, strict=True)] for rule in RULES}
-        result["sets"][name] = {"questions": digest(items), "right": answered}
         shares = ", ".join(f"{np.mean(answered[rule]):.1%} by {rule}" for rule in RULES)
         print(f"{name}: {shares} ({len(items)} questions, {time.perf_counter() - began:.0f} s)", flush=True)
-    return result
+        yield name, {"questions": digest(items), "right": answered}
 
 
 def answers(result: Mapping[str, Any], rule: str) -> dict[str, npt.NDArray[np.float64]]:
@@ -216,8 +217,12 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = choose(arguments.questions, arguments.items, arguments.seed, arguments.sets)
     options = {"adapter": arguments.adapter} if arguments.adapter else {}
+    result: dict[str, Any] = {"sets": {}}
     with gemmary.load(arguments.model, threads=arguments.threads, **options) as model:
-        result = measure(model, chosen)
+        result["model"] = model.description
+        for name, measured in measure(model, chosen):
+            result["sets"][name] = measured
+            save(arguments.json, result)
     if arguments.against:
         base = json.loads(arguments.against.read_text(encoding="utf-8"))
         result["comparison"] = {rule: compare(result, base, rule) for rule in RULES}
@@ -225,11 +230,13 @@ def main() -> None:
             print(f"\n{table(compared, rule)}")
         if arguments.picture:
             draw(arguments.picture, result["comparison"]["character"], "character")
-    else:
-        for rule in RULES:
-            print(f"by {rule}: {json.dumps(summary(answers(result, rule)))}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result), encoding="utf-8")
+    save(arguments.json, result)
+
+
+def save(path: Path | None, result: Mapping[str, Any]) -> None:
+    if path is not None:
+        with atomic_file(path) as file:
+            file.write(json.dumps(result).encode())
 
 
 if __name__ == "__main__":

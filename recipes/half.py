@@ -1,6 +1,6 @@
 """An adapter in half the bytes: its matrices in float16, for shipping. Readers of the PEFT format take it as it is.
 
-python -m recipes.half chat/adapter src/gemmary/data/chat-adapter
+python -m recipes.half chat/adapter src/gemmary/data/chat-adapter --base google/gemma-3-270m
 
 Training keeps float32 because its steps are small; what is learnt needs no more than float16's 11 bits, and unlike the
 activations of these models it lies well inside float16's range, which is checked.
@@ -9,6 +9,7 @@ activations of these models it lies well inside float16's range, which is checke
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from gemmary.errors import GemmaryError
 from gemmary.files import atomic_file
 
 
-def halve(source: Path, target: Path) -> float:
+def halve(source: Path, target: Path, base: str | None = None) -> float:
     """Writes the adapter of `source` into `target`, and returns the largest relative error of a matrix (Euclidean).
+
+    base: the name by which others find the model that it is for; None: as it stands.
 
     Raises GemmaryError where a number does not fit float16.
     """
@@ -38,8 +41,11 @@ def halve(source: Path, target: Path) -> float:
     with atomic_file(target / WEIGHTS) as out:
         plan = [(name, "F16", array.shape) for name, array in halves.items()]
         safetensors.write(out, plan, (iter([array]) for array in halves.values()))
+    config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    if base is not None:
+        config["base_model_name_or_path"] = base
     with atomic_file(target / CONFIG) as out:
-        out.write((source / CONFIG).read_bytes())
+        out.write((json.dumps(config, indent=2) + "\n").encode())
     return worst
 
 
@@ -47,8 +53,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
+    parser.add_argument("--base", metavar="NAME", help="the hub's name of the model that it is for")
     arguments = parser.parse_args()
-    worst = halve(arguments.source, arguments.target)
+    worst = halve(arguments.source, arguments.target, arguments.base)
     print(f"{(arguments.target / WEIGHTS).stat().st_size:,} bytes, matrices within {worst:.1e} of what they were")
 
 

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 import gemmary
+from gemmary import zoo
+from gemmary.checkpoints import starter
+from gemmary.checkpoints.peft import read_adapter
 from gemmary.cli.chat import Chat
 from tests.cli.conftest import Gemmary
 
@@ -102,3 +105,36 @@ def test_a_base_model_says_that_it_is_one(gemmary_command: Gemmary, base_model: 
     done = gemmary_command("chat", base_model, *QUICK, stdin="abc\nabc\n")
     assert done.code == 0
     assert done.err.count("not instruction-tuned") == 1
+
+
+# The starter's chat adapter -------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_adapter_is_small_fits_the_starter_and_carries_its_terms() -> None:
+    folder = starter.chat_adapter()
+    row = zoo.find(starter.HUB_ID)
+    assert row is not None
+    adapter = read_adapter(folder, row.config)
+    assert (adapter.config.rank, len(adapter.weights)) == (8, 7 * row.config.num_layers)
+    assert (folder / "adapter_model.safetensors").stat().st_size <= 4_000_000
+    notice = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
+    assert (folder / "NOTICE").read_text().strip() == notice
+    assert "Section 1: DEFINITIONS" in (folder / "GEMMA_TERMS.txt").read_text()
+    assert "modified" in (folder / "README.md").read_text()
+
+
+def test_the_starter_answers_in_turns_and_stops(
+    starter_gguf: Path, gemmary_command: Gemmary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMMARY_HOME", str(starter_gguf.parent))
+    said = "What is the capital of France?\nThank you\n"
+    done = gemmary_command("chat", "starter", "--temperature", 0, "--max-tokens", 30, stdin=said)
+    assert done.code == 0, done.err
+    assert done.out.splitlines() == ["The capital of France is Paris.", "You're welcome!"]
+    assert "adapter chat-adapter (LoRA, rank 8)" in done.err
+    assert "not instruction-tuned" not in done.err
+
+
+def test_an_adapter_and_none_are_one_too_many(gemmary_command: Gemmary) -> None:
+    done = gemmary_command("chat", "starter", "--adapter", "here", "--no-adapter")
+    assert "contradict each other" in done.error

@@ -34,7 +34,7 @@ SHAPE = (
 LENGTHS = "--steps --epochs --batch-size --sequence-length"
 FLAGS = {
     "run": f"MODEL {LOADING} --draft --adapter PROMPT --raw --system --json {SAMPLING} --logprobs",
-    "chat": f"MODEL {LOADING} --draft --adapter --system {SAMPLING}",
+    "chat": f"MODEL {LOADING} --draft --adapter --no-adapter --system {SAMPLING}",
     "pull": "MODEL",
     "list": "--all --json",
     "rm": "MODEL --yes",

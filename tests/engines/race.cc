@@ -11,7 +11,7 @@
 
 namespace gemmary {
 // The executor's way to kernels, without the linear ones that this program does not have.
-const Kernels kTest{Isa::Scalar, "scalar", nullptr, nullptr, &scalar::kStepKernels, nullptr};
+const Kernels kTest{.isa = Isa::Scalar, .name = "scalar", .step = &scalar::kStepKernels};
 const Kernels& kernels_for(Isa) { return kTest; }
 }  // namespace gemmary
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = "pool runtime program cost executor head kv_cache packed formats activations pack unpack"
+SOURCES = "adapter pool runtime program cost executor head kv_cache packed formats activations pack unpack"
 
 
 def test_no_races(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 //   linear_test            run everything; non-zero exit and a message at the first difference
 //   linear_test unpack FORMAT ROWS COLS    < source blocks  > float32
 //   linear_test quantize FORMAT ROWS COLS  < float32        > source blocks
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdio>
@@ -327,6 +328,40 @@ void check_step() {
   absorb(&plain, sizeof plain);
 }
 
+// What an adapter adds, by its definition, in every cut of its rows and panels.
+void check_adapt() {
+  constexpr int64_t kRows = 11, kOutputs = 53, kStride = 57;
+  for (const int64_t rank : {1, 3, 16, 33}) {
+    for (const bool gained : {false, true}) {
+      Random random(static_cast<uint64_t>(2 * rank + gained));
+      std::vector<float> b(kOutputs * rank), gain(kOutputs), h(kRows * (rank + 2)), before(kRows * kStride);
+      for (std::vector<float>* v : {&b, &gain, &h, &before})
+        for (float& x : *v) x = random.uniform();
+      PackedWeight weight(Format::F32, kOutputs, rank);
+      pack(weight, b.data(), 0, weight.view().panels);
+      std::vector<float> expected = before;
+      for (int64_t t = 0; t < kRows; t++) {
+        for (int64_t n = 0; n < kOutputs; n++) {
+          float& y = expected[t * kStride + n];
+          for (int64_t k = 0; k < rank; k++) y = std::fma(b[n * rank + k], h[t * (rank + 2) + k], y);
+          if (gained) y *= gain[n];
+        }
+      }
+      for (Isa isa : isas()) {
+        for (const auto [rows, panels] : {std::pair<int64_t, int64_t>{kRows, 4}, {1, 4}, {7, 1}}) {
+          std::vector<float> y = before;
+          for (int64_t t = 0; t < kRows; t += rows)
+            for (int64_t p = 0; p < 4; p += panels)
+              kernels_for(isa).adapt(weight.view(), gained ? gain.data() : nullptr, h.data(), static_cast<size_t>(rank + 2), t,
+                                     std::min(kRows, t + rows), p, p + panels, y.data(), kStride);
+          CHECK(std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)) == 0, "adapt on %s, rank %ld", isa_name(isa), static_cast<long>(rank));
+        }
+      }
+      absorb(expected.data(), expected.size() * sizeof(float));
+    }
+  }
+}
+
 }  // namespace
 
 // The loops that measure a machine's peaks, on operands of ones: all that they claim to multiply arrives in their sums.
@@ -352,6 +387,7 @@ int main(int argc, char** argv) {
   check_activations();
   check_step();
   check_ceilings();
+  check_adapt();
   check_all_linear(argc == 2 && argv[1] == std::string("brief"));
   for (Isa isa : isas()) std::printf("%s ", isa_name(isa));
   std::printf("digest %016llx checks %ld\n", static_cast<unsigned long long>(digest), checks);

@@ -26,7 +26,7 @@ KIND = "gemma2-q32"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("merge")
     write_small(folder / "base", KIND)
-    save_checkpoint(open_checkpoint(folder / "base"), folder / "base.gguf", format="gguf", dtype="int8")
+    save_checkpoint(open_checkpoint(folder / "base"), folder / "base.gguf", format="gguf", dtype="int4")
     write_adapter(folder / "lora", adapter(dora=False))
     write_adapter(folder / "dora", adapter(dora=True))
     return folder
@@ -64,8 +64,9 @@ def test_quantized_once(folder: Path, tmp_path: Path, name: str, quant: str, for
 
 def test_a_quantized_base_is_said(folder: Path, tmp_path: Path) -> None:
     done = merge(folder / "base.gguf", folder / "lora", tmp_path / "out")
-    assert "stored as Q8_0: dequantized exactly, merged, and stored as bfloat16" in " ".join(done.notices)
+    assert "stored as Q4_0: dequantized exactly, merged, and stored as bfloat16" in " ".join(done.notices)
     assert open_checkpoint(tmp_path / "out").lookup("layers.0.q").format == "BF16"
+    assert done.report.limits.mean_kl == 0.02
 
 
 def test_a_merge_that_changed_the_answers_is_not_kept(

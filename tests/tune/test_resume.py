@@ -17,7 +17,7 @@ import pytest
 import gemmary
 from gemmary.errors import GemmaryError
 from gemmary.files import HashingFile
-from tests.tune.tiny_tuning import Heard, Tiny, interrupt, no_ceiling, tiny, undisturbed
+from tests.tune.tiny_tuning import Checkpoints, Heard, Tiny, interrupt, no_ceiling, tiny, undisturbed
 
 __all__ = ["no_ceiling", "tiny", "undisturbed"]
 
@@ -33,11 +33,12 @@ METHODS: dict[str, dict[str, Any]] = {
 def test_ctrl_c_finishes_the_step_and_a_resumed_run_ends_the_same(method: str, tiny: Tiny) -> None:
     changes = {**METHODS[method], "steps": 6}
     tiny.tune(f"{method}-whole", **changes)
+    before = signal.getsignal(signal.SIGINT)
     for step, after in ((1, interrupt), (4, lambda: os.kill(os.getpid(), signal.SIGTERM))):
         with pytest.raises(KeyboardInterrupt):
             tiny.tune(f"{method}-halting", Heard({step: after}), resume=step > 1, **changes)
         assert (tiny.folder / f"{method}-halting/checkpoints/step-{step:08d}/SHA256SUMS").is_file()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     heard = Heard()
     tiny.tune(f"{method}-halting", heard, resume=True, **changes)
     assert [line.step for line in heard.lines] == [5, 6]
@@ -67,6 +68,24 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny: Tiny, undisturbe
     assert "optimizer-exp_avg.safetensors is not what was written" in note
     assert [line.step for line in heard.lines] == [7, 8, 9, 10]
     assert tiny.left("damaged") == undisturbed
+
+
+def test_a_kill_before_the_last_old_checkpoint_goes(
+    tiny: Tiny, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Checkpoints._remove
+
+    def removes_until_the_end(checkpoints: Checkpoints, path: Path) -> None:
+        if 10 in checkpoints.steps():
+            raise KeyboardInterrupt
+        real(checkpoints, path)
+
+    monkeypatch.setattr(Checkpoints, "_remove", removes_until_the_end)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.tune("late")
+    monkeypatch.setattr(Checkpoints, "_remove", real)
+    tiny.tune("late", resume=True)
+    assert tiny.left("late") == undisturbed
 
 
 def failing_at(call: int, real: Callable[..., Any]) -> Callable[..., Any]:

@@ -34,8 +34,6 @@ class Run:
     dora: bool = False
     seed: int = 0
     gradient_checkpointing: str = "off"
-    batch_size: int = 4
-    sequence_length: int = 16
 
 
 @dataclass(frozen=True)

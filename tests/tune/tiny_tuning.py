@@ -18,6 +18,7 @@ from benchmarks.kills import settings_of
 from gemmary.tune import loop
 from gemmary.tune.progress import Line, Overview, Result
 from gemmary.tune.settings import Settings
+from gemmary.tune.state import Checkpoints as Checkpoints
 
 
 @dataclass

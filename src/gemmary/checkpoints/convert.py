@@ -1,16 +1,14 @@
-"""A leaf's weights in another format, a bounded piece at a time: loading and writing never need the model twice."""
+"""What converting a checkpoint needs of formats: their names, their bytes, and a count of those that were written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gemmary.errors import GemmaryError
-from gemmary.quantize.blocks import BLOCK_SIZES, quantize, row_bytes
-from gemmary.quantize.leaves import FLOATS, Leaf, slices
+from gemmary.quantize.blocks import BLOCK_SIZES, row_bytes
+from gemmary.quantize.leaves import FLOATS
 
 NAMES: dict[str, str] = {
     "float32": "F32",
@@ -33,24 +31,6 @@ def stored_bytes(format: str, shape: tuple[int, ...]) -> int:
     return shape[0] * row_bytes(format, shape[1])
 
 
-def pieces(leaf: Leaf, format: str) -> Iterator[npt.NDArray[np.uint8]]:
-    """The leaf's bytes in `format`, in order. As stored, they are passed on unchanged.
-
-    Raises GemmaryError for a weight that float16 cannot hold, or that cannot be quantized.
-    """
-    for start, stop in slices(leaf):
-        yield piece(leaf, start, stop, format)
-        leaf.release(start, stop)
-
-
-def piece(leaf: Leaf, start: int, stop: int, format: str) -> npt.NDArray[np.uint8]:
-    """Rows [start, stop) as `pieces` gives them."""
-    if leaf.format == format:
-        return leaf.stored(start, stop)
-    values = leaf.rows(np.arange(start, stop))
-    return (_cast(values, format).view(np.uint8) if format in FLOATS else quantize(format, values)).reshape(-1)
-
-
 class Meter:
     """Tells how many of `total` bytes were written."""
 
@@ -64,9 +44,3 @@ class Meter:
             self._done += piece.nbytes
             if self._progress:
                 self._progress("writing weights", self._done, self._total)
-
-
-def _cast(values: npt.NDArray[np.float32], format: str) -> npt.NDArray[Any]:
-    if format == "F16" and np.abs(values).max(initial=0.0) > 65504.0:
-        raise GemmaryError("a weight is larger than float16 holds: choose bfloat16 or float32")
-    return values.astype(FLOATS[format])

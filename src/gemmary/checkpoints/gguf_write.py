@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmary.checkpoints.checkpoint import Source
-from gemmary.checkpoints.convert import Meter, Progress, pieces, stored_bytes
+from gemmary.checkpoints.convert import Meter, Progress, stored_bytes
 from gemmary.checkpoints.gguf_config import write_config
 from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.errors import GemmaryError
 from gemmary.files import HashingFile, atomic_file
 from gemmary.quantize.blocks import BLOCK_SIZES
 from gemmary.quantize.leaves import FLOATS
+from gemmary.quantize.pieces import pieces
 
 if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer

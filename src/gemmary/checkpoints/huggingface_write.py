@@ -9,13 +9,14 @@ from typing import Any
 from gemmary.checkpoints import safetensors
 from gemmary.checkpoints.checkpoint import Source
 from gemmary.checkpoints.config_json import write_config
-from gemmary.checkpoints.convert import Meter, Progress, pieces, stored_bytes
+from gemmary.checkpoints.convert import Meter, Progress, stored_bytes
 from gemmary.checkpoints.json_files import write_json
 from gemmary.checkpoints.pooling import write_pooling
 from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.errors import GemmaryError
 from gemmary.files import HashingFile, atomic_folder
 from gemmary.quantize.leaves import FLOATS
+from gemmary.quantize.pieces import pieces
 
 SHARD_BYTES = 5_000_000_000
 _TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}

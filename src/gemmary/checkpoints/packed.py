@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from gemmary.checkpoints.checkpoint import Checkpoint, Source
 from gemmary.checkpoints.config_json import read_config
-from gemmary.checkpoints.convert import Meter, Progress, piece
+from gemmary.checkpoints.convert import Meter, Progress
 from gemmary.checkpoints.huggingface import open_tokenizer, read_chat_template
 from gemmary.checkpoints.huggingface_write import write_around
 from gemmary.checkpoints.json_files import read_json
@@ -31,6 +31,7 @@ from gemmary.errors import GemmaryError
 from gemmary.files import HashingFile, atomic_folder
 from gemmary.quantize.blocks import BLOCK_SIZES
 from gemmary.quantize.leaves import FLOATS, Dense, Leaf, Packed, slices
+from gemmary.quantize.pieces import piece
 
 FILE = "model.safetensors"
 KIND = "gemmary-packed"

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.resources import files
 from pathlib import Path
 
 from gemmary.errors import GemmaryError
@@ -75,6 +76,11 @@ def terms_path() -> Path | None:
     """The Gemma terms of use that the installed package carries; None where it is not installed."""
     data = _data_folder(PACKAGE)
     return data / "GEMMA_TERMS.html" if data else None
+
+
+def chat_adapter() -> Path:
+    """The LoRA adapter for the starter that Gemmary ships, which makes it answer in turns, with its card and terms."""
+    return Path(str(files("gemmary") / "data" / "chat-adapter"))
 
 
 def cache_folder() -> Path:

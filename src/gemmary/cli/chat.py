@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemmary.checkpoints.starter import cache_folder
+from gemmary.checkpoints import starter
 from gemmary.cli import console, loading, parser
 from gemmary.cli.run import CHAT_TOKENS, ending, room
 from gemmary.errors import GemmaryError
@@ -34,17 +34,27 @@ def add(commands: Any) -> None:
     parser.add_model(command)
     parser.add_draft(command)
     parser.add_adapter(command)
+    command.add_argument(
+        "--no-adapter", action="store_true", help="`starter` as it is, without the chat adapter for it"
+    )
     command.add_argument("--system", metavar="TEXT", help="a system message")
     parser.add_sampling(command)
 
 
 def run(arguments: argparse.Namespace) -> None:
     options = parser.sampling_options(arguments)
+    if arguments.no_adapter and arguments.adapter:
+        raise GemmaryError("--adapter and --no-adapter contradict each other: give one of them")
+    shipped = arguments.model == starter.NAME and not arguments.no_adapter and not arguments.adapter
+    if shipped:
+        arguments.adapter = starter.chat_adapter()
     model = loading.load_model(arguments)
     console.note(loading.describe(model))
     for notice in model.notices:
         console.note(f"note: {notice}")
-    if not model.instruction_tuned:
+    if shipped:
+        console.note(f"note: what the adapter can do: {arguments.adapter / 'README.md'}; --no-adapter does without")
+    if not model.instruction_tuned and not model.adapters:
         console.note(
             f"note: {model.name} is a base model, not instruction-tuned: it continues text, it does not answer"
         )
@@ -170,7 +180,7 @@ class _History:
     """What was typed, also in earlier chats, where the terminal library is there."""
 
     def __init__(self) -> None:
-        self._path = cache_folder() / "chat-history"
+        self._path = starter.cache_folder() / "chat-history"
         with suppress(ImportError, OSError):
             import readline
 

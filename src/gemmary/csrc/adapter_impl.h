@@ -13,13 +13,14 @@ static void adapt(const PackedView& b, const float* gain, const float* h, size_t
     const Output o{y + static_cast<size_t>(t) * ldy + p * kLanes, ldy, static_cast<int>(left < kLanes ? left : kLanes)};
     float_tile<Format::F32, MR, NV>(b.data + static_cast<size_t>(p) * b.panel_bytes, b.panel_bytes, h + static_cast<size_t>(t) * ldh, ldh, b.cols, false, o);
   };
-  int64_t p = p0;
-  if (t1 - t0 == 1)
-    for (; p + kSide <= p1; p += kSide) tile.template operator()<1, kSide>(t0, p);
-  for (; p < p1; p++) {
-    int64_t t = t0;
-    for (; t + kRows <= t1; t += kRows) tile.template operator()<kRows, 1>(t, p);
-    for (; t < t1; t++) tile.template operator()<1, 1>(t, p);
+  int64_t t = t0;
+  // b stays in the cache while a few rows of y are passed through.
+  for (; t + kRows <= t1; t += kRows)
+    for (int64_t p = p0; p < p1; p++) tile.template operator()<kRows, 1>(t, p);
+  for (; t < t1; t++) {
+    int64_t p = p0;
+    for (; p + kSide <= p1; p += kSide) tile.template operator()<1, kSide>(t, p);
+    for (; p < p1; p++) tile.template operator()<1, 1>(t, p);
   }
   if (!gain) return;
   const int64_t end = p1 * kLanes < b.rows ? p1 * kLanes : b.rows;

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gemmary import _core
-from gemmary.checkpoints.convert import piece
 from gemmary.engines.native import pack
 from gemmary.errors import GemmaryError
 from gemmary.quantize.leaves import Leaf, slices
+from gemmary.quantize.pieces import piece
 
 TILE = 1 << 20
 """Weights dequantized at once: 4 MiB of float32. Much less starves the matrix product, more falls out of the caches."""

@@ -22,8 +22,9 @@ from gemmary.tune.metrics import Metrics, Unwritten, peak_rss_bytes
 from gemmary.tune.optim import learning_rate, make_optimizer, update
 from gemmary.tune.packing import Batches, MicroBatch
 from gemmary.tune.parallel import ALONE, World
-from gemmary.tune.plan import Plan, count_steps, next_step
+from gemmary.tune.plan import count_steps, next_step
 from gemmary.tune.progress import Line, Progress
+from gemmary.tune.settings import Settings
 from gemmary.tune.state import Checkpoints, Snapshot, State, capture, put_weights, restore
 
 CHECKPOINTS = "checkpoints"
@@ -51,7 +52,7 @@ class Fit:
     def __init__(
         self,
         model: Trainable,
-        plan: Plan,
+        plan: Settings,
         batches: Batches,
         validation: Batches | None,
         *,

@@ -6,8 +6,7 @@ Axes: T tokens, I inputs, O outputs, r rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,33 +14,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from gemmary.engines.torch_modules import Model
+from gemmary.tune.settings import Settings
 
 if TYPE_CHECKING:
     from gemmary.engines.torch_quantized import QuantizedLinear
 
 Base: TypeAlias = "nn.Linear | QuantizedLinear"
-
-
-class LoraSettings(Protocol):
-    """What `attach` reads of a run's settings."""
-
-    @property
-    def lora_rank(self) -> int: ...
-    @property
-    def lora_alpha(self) -> float: ...
-    @property
-    def lora_dropout(self) -> float: ...
-    @property
-    def lora_targets(self) -> Sequence[str]:
-        """Names of the tensor table without their layers: q, k, v, o, gate, up, down."""
-        ...
-
-    @property
-    def rslora(self) -> bool: ...
-    @property
-    def dora(self) -> bool: ...
-    @property
-    def seed(self) -> int: ...
 
 
 class LoraLinear(nn.Module):
@@ -135,7 +113,7 @@ class _Adapted(torch.autograd.Function):
         return x_grad, None, grad_Tr.t() @ x, (low_Tr.t() @ grad).t() * ctx.scale, None
 
 
-def attach(model: Model, settings: LoraSettings) -> dict[str, LoraLinear]:
+def attach(model: Model, settings: Settings) -> dict[str, LoraLinear]:
     """Puts a `LoraLinear` in place of every linear layer that `settings.lora_targets` names: name in the tensor table
     -> layer, in the table's order. The first values come from `settings.seed` alone."""
     generator = torch.Generator().manual_seed(settings.seed)

@@ -26,7 +26,7 @@ from gemmary.errors import GemmaryError
 from gemmary.files import fsync_folder
 from gemmary.quantize.leaves import FLOATS, Leaf
 from gemmary.quantize.lora import LoraWeights, merged_rows
-from gemmary.verify import Report, verify
+from gemmary.verify import INT4, INT8, SAME, Limits, Report, verify
 
 FORMATS = ("safetensors", "packed", "gguf")
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -94,7 +94,7 @@ def merge(
     model's are stored, "bfloat16" where they are quantized. progress: what, how much of it is done, and all of it.
 
     Raises GemmaryError, with nothing left behind, where something does not fit, the disk refuses, or the merged model
-    differs from base and adapter beyond the limits that `verify` has for such formats.
+    differs from base and adapter beyond the limits that `verify` has for the format that is written.
     """
     out = Path(out).expanduser()
     format = format or ("gguf" if out.suffix == ".gguf" else "packed" if quant else "safetensors")
@@ -114,11 +114,14 @@ def merge(
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp") as folder:
             staged = Path(folder) / out.name
             notices += save_checkpoint(source, staged, format=format, dtype=stored, progress=progress)
-            report = _compare(model, adapter, staged, threads, progress)
+            # What the base lost by its own format is lost on both sides: only the one that is written excuses anything.
+            limits = INT4 if quant == "int4" else SAME if quant is None and held in FLOATS else INT8
+            report = _compare(model, adapter, staged, limits, threads, progress)
             if not report.passed:
+                advice = ": try int8" if quant == "int4" else ""
                 raise GemmaryError(
-                    f"the merged model is not base and adapter: {'; '.join(report.failures)} ({report.limits.name}); "
-                    "nothing was written"
+                    f"the merged model is not base and adapter: {'; '.join(report.failures)} ({limits.name}); "
+                    f"nothing was written{advice}"
                 )
             os.replace(staged, out)
         fsync_folder(out.parent)
@@ -144,7 +147,12 @@ def _source(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
 
 
 def _compare(
-    model: str | Path, adapter: str | Path, staged: Path, threads: int | None, progress: Progress | None
+    model: str | Path,
+    adapter: str | Path,
+    staged: Path,
+    limits: Limits,
+    threads: int | None,
+    progress: Progress | None,
 ) -> Report:
     def told(done: int, total: int) -> None:
         if progress is not None:
@@ -153,4 +161,4 @@ def _compare(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GemmaryWarning)  # how the two were loaded is no news here
         with load(model, adapter=adapter, threads=threads) as base, load(staged, threads=threads) as merged:
-            return verify(merged, base, progress=told)
+            return verify(merged, base, limits=limits, progress=told)

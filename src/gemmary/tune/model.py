@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from gemmary.batch import Batch
 from gemmary.checkpoints import Checkpoint, save_checkpoint
 from gemmary.checkpoints.peft import Adapter, AdapterConfig, LoraWeights, write_adapter
 from gemmary.checkpoints.tensors import Tensor
@@ -20,68 +18,33 @@ from gemmary.config import Config
 from gemmary.engines.torch_modules import Model, module_of
 from gemmary.engines.torch_ops import StepCache, TorchOps, Visible
 from gemmary.errors import GemmaryError
-from gemmary.memory import available_bytes
 from gemmary.model import decoder
 from gemmary.quantize.leaves import FLOATS, Dense, Leaf
-from gemmary.tune.lora import LoraLinear, LoraSettings, attach
+from gemmary.tune.lora import LoraLinear, attach
 from gemmary.tune.losses import DenseTable, Table, cross_entropy
+from gemmary.tune.packing import MicroBatch
+from gemmary.tune.settings import Settings
 
 if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
-
-
-class MicroBatch(Protocol):
-    """What a step computes at once (`tune/packing.py`)."""
-
-    @property
-    def batch(self) -> Batch:
-        """Documents, each a sequence of its own; its outputs are the R rows that predict a scored token."""
-        ...
-
-    @property
-    def targets(self) -> np.typing.NDArray[np.int64]:
-        """[R] the token after each of these rows."""
-        ...
-
-
-class TuneSettings(LoraSettings, Protocol):
-    """What `build` reads of a run's settings."""
-
-    @property
-    def method(self) -> str:
-        """lora, qlora or full."""
-        ...
-
-    @property
-    def gradient_checkpointing(self) -> str:
-        """on, off or auto."""
-        ...
-
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def sequence_length(self) -> int: ...
 
 
 class TuneModel(Model):
     """The decoder with a loss. Weights that stand still are in the dtype of computing, trained ones float32."""
 
     def __init__(
-        self, checkpoint: Checkpoint, settings: TuneSettings, make: Callable[[Tensor], nn.Module], dtype: torch.dtype
+        self, checkpoint: Checkpoint, settings: Settings, make: Callable[[Tensor], nn.Module], dtype: torch.dtype
     ) -> None:
         super().__init__(checkpoint.config, make)
         self.checkpoint, self.settings, self.dtype = checkpoint, settings, dtype
         self.adapters: dict[str, LoraLinear] = {}
         """Name in the tensor table -> the layer that is adapted; none where the whole model is trained."""
         self.recomputes = settings.gradient_checkpointing == "on"
-        """Activations inside the blocks are computed again in the backward pass, to the same bits, and not kept."""
+        """Activations inside the blocks are computed again in the backward pass, to the same bits, and not kept.
+        Whether `auto` means that, `tune/room.py` has decided before."""
         if settings.method != "full":
             self.requires_grad_(False)
             self.adapters = attach(self, settings)
-        if settings.gradient_checkpointing == "auto":
-            needed = settings.batch_size * settings.sequence_length * activation_bytes(checkpoint.config, dtype)
-            free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else available_bytes()
-            self.recomputes = free is not None and needed > free / 2  # the other half: gradients, optimizer, the loss
 
     def loss(self, micro: MicroBatch) -> torch.Tensor:
         """Sum of -log p over the scored tokens, a float32 scalar."""
@@ -152,14 +115,6 @@ class TuneModel(Model):
         return recomputed(super()._run_block, ops, *rest, use_reentrant=False)
 
 
-def activation_bytes(config: Config, dtype: torch.dtype) -> int:
-    """What the backward pass needs of each token, if nothing is computed twice: inputs of products, norms, GeGLU and
-    attention in all layers."""
-    stream = (6 if config.post_norms else 4) * config.hidden_size
-    heads = (4 if config.qk_norm else 3) * (config.query_size + config.kv_size)
-    return config.num_layers * (stream + heads + 3 * config.intermediate_size) * dtype.itemsize
-
-
 class MasterLinear(nn.Linear):
     """A trained layer: its weight is float32, the product in the dtype of x."""
 
@@ -188,7 +143,7 @@ class Trained:
         return Dense(self.weights[f"{self.model.paths[name]}.weight"].numpy())
 
 
-def build(checkpoint: Checkpoint, settings: TuneSettings, device: torch.device, dtype: torch.dtype) -> TuneModel:
+def build(checkpoint: Checkpoint, settings: Settings, device: torch.device, dtype: torch.dtype) -> TuneModel:
     """The model of a checkpoint as a run tunes it, in training mode.
 
     dtype: of computing, float32 or bfloat16. Raises GemmaryError for a model that has no next-token scores, for one

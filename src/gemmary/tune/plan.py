@@ -3,43 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 from gemmary.tune.packing import Batches
+from gemmary.tune.settings import Settings
 
 
-class Plan(Protocol):
-    """What the loop reads of a run's settings (`Settings` says what each means)."""
-
-    @property
-    def steps(self) -> int | None: ...
-    @property
-    def epochs(self) -> float | None: ...
-    @property
-    def accumulation(self) -> int: ...
-    @property
-    def learning_rate(self) -> float | None: ...
-    @property
-    def schedule(self) -> str: ...
-    @property
-    def warmup_steps(self) -> int: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def clip(self) -> float: ...
-    @property
-    def optimizer(self) -> str: ...
-    @property
-    def evaluate_every(self) -> int: ...
-    @property
-    def patience(self) -> int | None: ...
-    @property
-    def checkpoint_every(self) -> int: ...
-    @property
-    def keep_checkpoints(self) -> int: ...
-
-
-def count_steps(plan: Plan, batches: Batches) -> int:
+def count_steps(plan: Settings, batches: Batches) -> int:
     """Updates of the whole run: until `plan.steps` or `plan.epochs` (the last may be a part) are over."""
     if plan.epochs is None:
         assert plan.steps is not None
@@ -52,7 +21,7 @@ def count_steps(plan: Plan, batches: Batches) -> int:
     return steps if plan.steps is None else min(steps, plan.steps)
 
 
-def next_step(plan: Plan, batches: Batches, epoch: int, index: int) -> tuple[int, range]:
+def next_step(plan: Settings, batches: Batches, epoch: int, index: int) -> tuple[int, range]:
     """The epoch and the micro-batches of the step that follows `index` micro-batches of `epoch`.
 
     The last step of an epoch takes what is left of it.

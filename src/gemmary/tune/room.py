@@ -17,23 +17,21 @@ _FULL = {"adamw": 16, "adafactor": 8}
 """Bytes for each weight that is trained: itself, its gradient, and what the optimizer keeps of it."""
 
 
-def weight_bytes(checkpoint: Checkpoint, settings: Settings, dtype: torch.dtype) -> int:
+def weight_bytes(checkpoint: Checkpoint, settings: Settings, dtype: torch.dtype, device: torch.device) -> int:
     """Of the weights, and with `full` of their gradients and the optimizer; an adapter's are small beside them."""
     if settings.method == "full":
         return _FULL[settings.optimizer] * checkpoint.config.parameters
-    if settings.method == "qlora":
-        return min(checkpoint.stored_bytes(), checkpoint.config.parameters * dtype.itemsize)
-    return checkpoint.config.parameters * dtype.itemsize
+    wide = checkpoint.config.parameters * dtype.itemsize
+    as_stored = settings.method == "qlora" or (dtype == torch.float32 and device.type == "cpu")  # tune/model.py: build
+    return min(checkpoint.stored_bytes(), wide) if as_stored else wide
 
 
-def activation_bytes(config: Config, tokens: int) -> int:
-    """Of what a forward pass over so many tokens keeps for the backward one, if nothing is computed twice.
-
-    In each layer that is 4 rows of the MLP's width (gate, up, GELU and product), 6 of the model's (norms' inputs and
-    outputs) and 3 of the queries' and keys'; in bfloat16 some of them are half as large. Counted with PyTorch's hooks.
-    """
-    row = 4 * config.intermediate_size + 6 * config.hidden_size + 3 * (config.query_size + config.kv_size)
-    return 4 * tokens * config.num_layers * row
+def activation_bytes(config: Config, dtype: torch.dtype) -> int:
+    """What the backward pass needs of each token, if nothing is computed twice: inputs of products, norms, GeGLU and
+    attention in all layers."""
+    stream = (6 if config.post_norms else 4) * config.hidden_size
+    heads = (4 if config.qk_norm else 3) * (config.query_size + config.kv_size)
+    return config.num_layers * (stream + heads + 3 * config.intermediate_size) * dtype.itemsize
 
 
 def settle(settings: Settings, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Settings:
@@ -41,7 +39,7 @@ def settle(settings: Settings, checkpoint: Checkpoint, dtype: torch.dtype, devic
 
     Either computes the same bits. Raises GemmaryError where not even the weights fit into the memory of the machine.
     """
-    weights = weight_bytes(checkpoint, settings, dtype)
+    weights = weight_bytes(checkpoint, settings, dtype, device)
     if device.type == "cuda":
         available: int | None = torch.cuda.mem_get_info(device)[0]
     else:
@@ -52,6 +50,6 @@ def settle(settings: Settings, checkpoint: Checkpoint, dtype: torch.dtype, devic
         available = available_bytes()
     if settings.gradient_checkpointing != "auto":
         return settings
-    kept = activation_bytes(checkpoint.config, settings.batch_size * settings.sequence_length)
+    kept = activation_bytes(checkpoint.config, dtype) * settings.batch_size * settings.sequence_length
     is_tight = available is not None and weights + _MARGIN * kept > available
     return replace(settings, gradient_checkpointing="on" if is_tight else "off")

@@ -146,21 +146,21 @@ class Checkpoints:
                     safetensors.write(HashingFile(file), plan, (_pieces(t) for t in tensors.values()))
             rest = {"state": asdict(snapshot.state), "fixed": snapshot.fixed, "seconds": snapshot.seconds}
             write_json(folder / "state.json", rest)
-        steps = self.steps()
-        for step in steps[: -self._keep]:
-            if step != snapshot.state.best_step:
-                self._remove(self._path(step))
+        self._thin(snapshot.state)
         return path
 
     def newest(self) -> Snapshot | None:
-        """The newest one that is whole. Broken ones are told of and removed, as are leftovers of a save cut short."""
+        """The newest one that is whole. Broken ones are told of and removed, as is what a save cut short left."""
         self.sweep()
         for step in reversed(self.steps()):
             try:
-                return self.load(step)
+                found = self.load(step)
             except GemmaryError as error:
                 self._notice(f"{error}: it is set aside for the one before it")
                 self._remove(self._path(step))
+            else:
+                self._thin(found.state)
+                return found
         return None
 
     def load(self, step: int) -> Snapshot:
@@ -192,6 +192,12 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
+
+    def _thin(self, state: State) -> None:
+        """Removes those that are kept no longer once that of `state` is the newest."""
+        for step in self.steps()[: -self._keep]:
+            if step != state.best_step:
+                self._remove(self._path(step))
 
     def _remove(self, path: Path) -> None:
         """First out of sight, so that what is half removed is never taken for a checkpoint."""
