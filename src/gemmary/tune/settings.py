@@ -140,6 +140,12 @@ class Settings(Options):
         default=None,
         metavar="PATH|X",
     )
+    mask_codec: str | None = option(
+        text,
+        "an .npz file that makes codes of the masks of image rows (default: mask_codec.npz beside the model, if there)",
+        default=None,
+        metavar="PATH",
+    )
     evaluate_every: int = option(
         whole(1), "steps between measurements on the validation rows", default=100, metavar="N"
     )
