@@ -68,7 +68,9 @@ def _codec(settings: Settings, checkpoint: Checkpoint) -> MaskCodec | None:
 
 
 def _told_of(row: Row, form: Form) -> Iterator[str]:
-    texts = [text for key in ("text", "prompt", "completion", "prefix", "suffix") if isinstance(text := row.get(key), str)]
+    texts = [
+        text for key in ("text", "prompt", "completion", "prefix", "suffix") if isinstance(text := row.get(key), str)
+    ]
     if any(_MARKERS.search(text) for text in texts):
         yield SPELLED
     messages = row.get("messages")

@@ -86,6 +86,16 @@ def spans_of(row: ImageRow, tokenizer: Tokenizer, config: Config) -> list[tuple[
     return [(prefix, False), (tokenizer.encode(row.suffix, escape_markers=True, eos=True), True)]
 
 
+def texts_of(row: Mapping[str, Any]) -> list[str]:
+    """The texts of a row as it stands, for a vocabulary to be made from; what is malformed is left out."""
+    objects = row.get("objects") if isinstance(row.get("objects"), list) else []
+    labels = [
+        each["label"] for each in objects or [] if isinstance(each, Mapping) and isinstance(each.get("label"), str)
+    ]
+    written = " ; ".join(f"<loc0000> {label}" for label in labels)
+    return [text for text in (row.get("prefix"), row.get("suffix"), written) if isinstance(text, str) and text]
+
+
 def _paths(value: Any) -> list[str]:
     found = value if isinstance(value, list) else [value]
     if not found or not all(isinstance(each, str) and each for each in found):
@@ -102,7 +112,9 @@ def _text(row: Mapping[str, Any], key: str) -> str:
 
 def _thing(value: Any, picture: Picture, folder: Path, codec: MaskCodec | None) -> Thing:
     if not isinstance(value, Mapping) or not isinstance(value.get("label"), str):
-        raise GemmaryError('an object is {"label": "…", "box": [left, top, right, bottom], "mask": …}, the mask optional')
+        raise GemmaryError(
+            'an object is {"label": "…", "box": [left, top, right, bottom], "mask": …}, the mask optional'
+        )
     label = " ".join(value["label"].split())
     if not label or ";" in label or "<loc" in label or "<seg" in label:
         raise GemmaryError(f"an object's label is a text without ; and tokens, not {value['label']!r}")
