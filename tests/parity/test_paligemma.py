@@ -20,7 +20,7 @@ SIZE = 12
 PATCHES = 9
 VOCABULARY = 120
 
-each_engine = pytest.mark.parametrize("precision", FLOAT32[:1], ids=lambda p: p.name)
+each_engine = pytest.mark.parametrize("precision", FLOAT32[:2], ids=lambda p: p.name)
 each_generation = pytest.mark.parametrize("generation", ["gemma", "gemma2"])
 
 

@@ -152,6 +152,17 @@ class Tensor:
         return "Q8_0" if self.name.startswith("vision.") else block_type
 
 
+def module_name(config: Config, tensor: Tensor) -> str:
+    """The name that transformers' module tree has for a tensor: of a decoder, an encoder, or one that sees pictures."""
+    if tensor.is_tower:
+        return "model.vision_tower." + tensor.hugging_face
+    if tensor.is_projector:
+        return "model." + tensor.hugging_face
+    if config.vision:
+        return "model.language_model." + tensor.hugging_face
+    return ("" if config.pooled_dense else "model.") + tensor.hugging_face
+
+
 def tensors(config: Config) -> tuple[Tensor, ...]:
     """Every tensor of a model, in the order of its computation."""
     found = _expanded(config, VISION_TABLE, config.vision.num_layers) if config.vision else []
