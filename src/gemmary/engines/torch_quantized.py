@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gemmary import _core
-from gemmary.engines.native import pack
+from gemmary.engines.native_weights import pack
 from gemmary.errors import GemmaryError
 from gemmary.quantize.leaves import Affine, Leaf, slices
 from gemmary.quantize.pieces import piece
