@@ -68,9 +68,8 @@ def _codec(settings: Settings, checkpoint: Checkpoint) -> MaskCodec | None:
 
 
 def _told_of(row: Row, form: Form) -> Iterator[str]:
-    texts = [
-        text for key in ("text", "prompt", "completion", "prefix", "suffix") if isinstance(text := row.get(key), str)
-    ]
+    keys = ("text", "prompt", "completion", "prefix", "suffix")
+    texts = [text for key in keys if isinstance(text := row.get(key), str)]
     if any(_MARKERS.search(text) for text in texts):
         yield SPELLED
     messages = row.get("messages")

@@ -1,5 +1,5 @@
-"""Rows with pictures: `image`, `prefix` and `suffix`; or, in place of the suffix, `objects`, boxes and masks that become
-the location and code tokens that stand for them.
+"""Rows with pictures: `image`, `prefix` and `suffix`; or, in place of the suffix, `objects`, whose boxes and masks
+become the location and code tokens that stand for them.
 
 The prefix, pictures included, sees itself whole and is not scored; the suffix and EOS are, each token after those
 before it.
@@ -88,10 +88,8 @@ def spans_of(row: ImageRow, tokenizer: Tokenizer, config: Config) -> list[tuple[
 
 def texts_of(row: Mapping[str, Any]) -> list[str]:
     """The texts of a row as it stands, for a vocabulary to be made from; what is malformed is left out."""
-    objects = row.get("objects") if isinstance(row.get("objects"), list) else []
-    labels = [
-        each["label"] for each in objects or [] if isinstance(each, Mapping) and isinstance(each.get("label"), str)
-    ]
+    things = row.get("objects")
+    labels = [each.get("label") for each in things if isinstance(each, Mapping)] if isinstance(things, list) else []
     written = " ; ".join(f"<loc0000> {label}" for label in labels)
     return [text for text in (row.get("prefix"), row.get("suffix"), written) if isinstance(text, str) and text]
 
@@ -112,9 +110,7 @@ def _text(row: Mapping[str, Any], key: str) -> str:
 
 def _thing(value: Any, picture: Picture, folder: Path, codec: MaskCodec | None) -> Thing:
     if not isinstance(value, Mapping) or not isinstance(value.get("label"), str):
-        raise GemmaryError(
-            'an object is {"label": "…", "box": [left, top, right, bottom], "mask": …}, the mask optional'
-        )
+        raise GemmaryError('an object is {"label": "…", "box": [left, top, right, bottom]}, and may have a "mask"')
     label = " ".join(value["label"].split())
     if not label or ";" in label or "<loc" in label or "<seg" in label:
         raise GemmaryError(f"an object's label is a text without ; and tokens, not {value['label']!r}")

@@ -102,6 +102,7 @@ def _tune(
         if world.leads:
             publish(model, weights, out)
     state = fit.state
+    done = fit.step_tokens, fit.step_scored, fit.step_pictures, fit.step_seconds
     return Result(
         folder=out,
         steps=state.step,
@@ -115,9 +116,7 @@ def _tune(
         test_loss=test_loss,
         seconds=fit.seconds,
         tokens_per_s=fit.step_tokens / fit.step_seconds if fit.step_tokens else None,
-        flops_share=share(fit.step_tokens, fit.step_scored, fit.step_pictures, fit.step_seconds)
-        if fit.step_tokens
-        else None,
+        flops_share=share(*done) if fit.step_tokens else None,
         peak_rss_bytes=peak_rss_bytes(),
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),

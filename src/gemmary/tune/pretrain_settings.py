@@ -1,4 +1,4 @@
-"""What a run from scratch is: text or image rows, a vocabulary's size, a model's shape, and how `tune` is to train it."""
+"""What a run from scratch is: text or image rows, a vocabulary's size, a shape, and how `tune` is to train it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from gemmary.checkpoints.fields import periodic
 from gemmary.config import Config, VisionConfig
 from gemmary.errors import GemmaryError
-from gemmary.tune.options import Options, number, option, plain_value, text, whole
+from gemmary.tune.options import Options, number, option, plain_value, whole
+from gemmary.tune.options import text as a_text
 from gemmary.tune.settings import Settings
 from gemmary.tune.vocabulary import SMALLEST
-from gemmary.zoo import alternating, periodic
+from gemmary.zoo import alternating
 
 _SETTINGS = {each.name: each for each in fields(Settings)}
 
@@ -62,7 +64,7 @@ class PretrainSettings(Options):
         places, "text to learn: .txt and .jsonl files, folders of them, globs", default=None, metavar="PATH"
     )
     data: str | None = option(
-        text, "image rows to learn, in place of text: as `gemmary tune` takes them", default=None, metavar="PATH"
+        a_text, "image rows to learn, in place of text: as `gemmary tune` takes them", default=None, metavar="PATH"
     )
     held_out: float = option(
         number(0, 1, above=True, below=True),
@@ -93,7 +95,7 @@ class PretrainSettings(Options):
         whole(1), "keys that a local layer sees (default: half of the context)", default=None, metavar="N"
     )
 
-    vision: VisionConfig | None = option(
+    vision: VisionConfig | None = option(  # noqa: RUF009 (a field, as all the others)
         tower,
         "the tower that reads pictures: image_size, patch_size, num_layers, hidden_size, num_heads, intermediate_size",
         default=None,
@@ -142,9 +144,7 @@ class PretrainSettings(Options):
         if (self.text is None) == (self.data is None):
             raise GemmaryError("a run from scratch learns from text or from data (image rows): give one of them")
         if (self.vision is None) != (self.data is None):
-            raise GemmaryError(
-                "vision is the tower of a model that learns from data (image rows): give both or neither"
-            )
+            raise GemmaryError("vision is the tower of a model that learns from data (image rows): give both")
         if self.held_out + self.validation >= 1:
             raise GemmaryError("held_out and validation take all documents: give them smaller shares")
         self.config()
@@ -199,5 +199,5 @@ class PretrainSettings(Options):
         which shares validate and test; None: what lies beside them."""
         shared = {each.name for each in self.options()} & _SETTINGS.keys() - {"out", "data", "validation"}
         values = {name: getattr(self, name) for name in sorted(shared)}
-        places = {"model": str(model), "data": str(data), "out": str(Path(self.out, "model"))}
+        places: dict[str, Any] = {"model": str(model), "data": str(data), "out": str(Path(self.out, "model"))}
         return Settings(**places, method="full", validation=validation, test=test, **values)

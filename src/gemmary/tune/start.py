@@ -22,9 +22,9 @@ from gemmary.checkpoints.json_files import read_json, write_json
 from gemmary.errors import GemmaryError
 from gemmary.files import atomic_folder, check_folder
 from gemmary.tune.corpus import Document, read_documents, split
+from gemmary.tune.image_rows import texts_of
 from gemmary.tune.initial import initial_checkpoint
 from gemmary.tune.pretrain_settings import PretrainSettings
-from gemmary.tune.image_rows import texts_of
 from gemmary.tune.sources import find_sources
 from gemmary.tune.vocabulary import train_picture_tokenizer, train_tokenizer
 

@@ -89,7 +89,8 @@ def as_pixels(squares: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 def as_bytes(square: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """The inverse, exact for what "big_vision" resizing gives."""
-    return np.rint((square + np.float32(1)) * np.float32(127.5)).astype(np.uint8)
+    whole: npt.NDArray[np.uint8] = np.rint((square + np.float32(1)) * np.float32(127.5)).astype(np.uint8)
+    return whole
 
 
 @contextmanager
