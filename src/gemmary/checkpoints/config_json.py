@@ -128,7 +128,8 @@ def _paligemma(data: dict[str, Any], notices: list[str]) -> Config:
     if not isinstance(text, dict) or not isinstance(seen, dict) or text.get("model_type") not in _PALIGEMMA:
         raise GemmaryError("config.json: text_config (gemma or gemma2) or vision_config is missing")
     ids = {"vocab_size": 257_216, **{k: v for k, v in text.items() if v is not None}}
-    uncapped = {"attn_logit_softcapping": None} if text.get("attn_logit_softcapping", 0) is None else {}
+    caps = ("attn_logit_softcapping", "final_logit_softcapping")
+    uncapped = {key: None for key in caps if key in text and text[key] is None}
     decoder = read_config({**ids, **uncapped, "model_type": text["model_type"], "use_bidirectional_attention": None}, notices)
     if (place := data.get("image_token_index", decoder.vocab_size)) != decoder.vocab_size:
         raise GemmaryError(f"config.json: image_token_index is {show(place)}, not the {decoder.vocab_size} after the text's")

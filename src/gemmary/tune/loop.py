@@ -209,7 +209,7 @@ def _overview(
         threads=torch.get_num_threads(),
         recomputes=settings.gradient_checkpointing == "on",
         trained=trained,
-        parameters=checkpoint.config.parameters + adapter,
+        parameters=checkpoint.config.total_parameters + adapter,
         documents=len(documents),
         tokens=tokens,
         scored=sum(int(document.scored.sum()) for document in documents),
