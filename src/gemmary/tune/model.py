@@ -75,7 +75,8 @@ class TuneModel(Model):
         tokens, positions, outputs = tensor(batch.tokens), tensor(batch.positions), tensor(batch.outputs)
         step = decoder.Step(tokens, positions, dict(visible), outputs, seen)
         # Not with dropout, whose masks are drawn row by row, as PEFT draws them.
-        few = len(batch.outputs) < FEW * len(batch.tokens) and not self.settings.lora_dropout
+        drops = self.training and self.settings.lora_dropout > 0
+        few = len(batch.outputs) < FEW * len(batch.tokens) and not drops
         hidden = super().forward(ops, step, cache, hidden_only=True, outputs_only=few)
         scored = hidden if few else ops.take(hidden, step.outputs)
         return cross_entropy(scored, self._table(), tensor(micro.targets), self.config.final_logit_softcap)
