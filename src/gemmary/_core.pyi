@@ -107,7 +107,7 @@ class Lora:
 class Program:
     """A recorded model. slots: (rows, width); buffers: (rows, width, slot or number of the caller's array, external).
 
-    Rows are "T", "R" or "S". Each instruction is `name(label, result, *operands, *settings)` on numbers of buffers.
+    Rows are "T", "R", "S" or "P". Each instruction is `name(label, result, *operands, *settings)` on numbers of buffers.
     """
 
     def __init__(
@@ -126,9 +126,12 @@ class Program:
         x: int,
         weights: Sequence[PackedWeight],
         adapters: Sequence[Sequence[Lora | None]],
+        biases: Sequence[_Float32 | None],
     ) -> None:
-        """adapters: for each weight what each adapter of the model adds to it; empty where the model has none."""
+        """adapters: for each weight what each adapter of the model adds to it; empty where the model has none. biases:
+        of each weight [O]. A quantized weight has as many columns as make its groups of 32 whole."""
     def rms_norm(self, label: str, out: int, x: int, weight: _Float32, eps: float) -> None: ...
+    def layer_norm(self, label: str, out: int, x: int, gain: _Float32, shift: _Float32, eps: float) -> None: ...
     def rope_angles(self, label: str, out: int, frequencies: Sequence[float]) -> None: ...
     def rope(self, label: str, out: int, x: int, angles: int) -> None: ...
     def attention(
@@ -145,8 +148,10 @@ class Program:
         scale: float,
         softcap: float,
     ) -> None: ...
+    def gelu(self, label: str, out: int, x: int) -> None: ...
     def geglu(self, label: str, out: int, gate: int, up: int) -> None: ...
     def add(self, label: str, out: int, a: int, b: int) -> None: ...
+    def place(self, label: str, out: int, x: int, values: int) -> None: ...
     def take(self, label: str, out: int, x: int) -> None: ...
     def softcap(self, label: str, out: int, x: int, cap: float) -> None: ...
     def mean_pool(self, label: str, out: int, x: int) -> None: ...
@@ -162,8 +167,9 @@ class Program:
         externals: Sequence[_Float32],
         candidates: int = 0,
         adapters: _Int32 | None = None,
+        places: _Int32 | None = None,
     ) -> None:
-        """One step: writes the external results, takes the keys into the caches. Releases the GIL."""
+        """One step: reads and writes the external arrays, takes the keys into the caches. Releases the GIL."""
 
     def set_profiling(self, on: bool) -> None: ...
     def profile(self) -> list[tuple[str, float, int, int, int, int, int]]:

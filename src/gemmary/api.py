@@ -23,7 +23,8 @@ from gemmary.errors import GemmaryError
 from gemmary.loaded import GemmaryWarning, Model, warn
 from gemmary.memory import available_bytes, require, size
 from gemmary.quantize import blocks
-from gemmary.quantize.leaves import Blocks, Dense, Leaf
+from gemmary.quantize.leaves import FLOATS, Affine, Leaf
+from gemmary.quantize.leaves import quantized as in_blocks
 
 __all__ = ["GemmaryWarning", "Model", "load", "random_model", "save"]
 
@@ -168,28 +169,30 @@ def quantized(checkpoint: Checkpoint, quant: str, notices: list[str]) -> Callabl
     Raises GemmaryError where a row does not divide into blocks. Matrices that were quantized already are dequantized
     first, and a notice says so; those that are stored in just this type stay as they are.
     """
-    block_type = QUANT[quant]
-    matrices = {tensor.name for tensor in tensors(checkpoint.config) if not tensor.is_norm}
-    formats: set[str] = set()
-    for name in matrices:
+    block_types = {tensor.name: tensor.blocks(QUANT[quant]) for tensor in tensors(checkpoint.config)}
+    again: set[str] = set()
+    for name, block_type in block_types.items():
+        if block_type is None:
+            continue
         leaf = checkpoint.lookup(name)
-        formats.add(leaf.format)
+        if leaf.format not in (*FLOATS, block_type):
+            again.add(leaf.format)
+        if isinstance(leaf, Affine):
+            continue  # its rows may be filled up: no file of blocks holds such weights
         try:
             blocks.row_bytes(block_type, leaf.shape[-1])
         except GemmaryError as error:
             raise GemmaryError(f"{checkpoint.name} cannot be quantized to {quant}: in {name} {error}") from None
-    if again := sorted(formats - {"F32", "BF16", "F16", block_type}):
+    if again:
         notices.append(
-            f"weights stored as {', '.join(again)} are dequantized and quantized again to {quant} ({block_type}), "
+            f"weights stored as {', '.join(sorted(again))} are dequantized and quantized again to {quant}, "
             "which loses accuracy twice: start from the unquantized checkpoint where you can"
         )
 
     def lookup(name: str) -> Leaf:
         leaf = checkpoint.lookup(name)
-        if name not in matrices or leaf.format == block_type:
-            return leaf
-        dense = leaf.array if isinstance(leaf, Dense) else leaf.dequantize()
-        return Blocks(block_type, (leaf.shape[0], leaf.shape[1]), blocks.quantize(block_type, dense))
+        block_type = block_types[name]
+        return leaf if block_type is None or leaf.format == block_type else in_blocks(leaf, block_type)
 
     return lookup
 

@@ -174,11 +174,23 @@ class Config:
 
     @property
     def parameters(self) -> int:
-        """Embedding (counted once: the head is tied), layers, final norm. Pooled dense layers are counted apart."""
+        """Embedding (counted once: the head is tied), layers, final norm. Pooled dense layers and the tower are counted
+        apart."""
         return self.embedding_parameters + self.num_layers * self.layer_parameters + self.hidden_size
 
+    @property
+    def vision_parameters(self) -> int:
+        """The tower and its projection to the decoder; 0 where the model sees no pictures."""
+        if self.vision is None:
+            return 0
+        return self.vision.parameters + (self.vision.hidden_size + 1) * self.hidden_size
+
+    @property
+    def total_parameters(self) -> int:
+        return self.parameters + self.dense_parameters + self.vision_parameters
+
     def weight_bytes(self, bits: float = 16) -> int:
-        return int(self.parameters * bits / 8)
+        return int((self.parameters + self.vision_parameters) * bits / 8)
 
     def kv_bytes_per_token(self, element_bytes: int = 2) -> int:
         """Bytes that one more token takes in all layers if no layer is windowed."""

@@ -1,7 +1,7 @@
 """The Gemma series: one row for each released text variant, and its short name.
 
 Sources of the sizes: the Gemma 1, 2 and 3 reports and the reference configurations of google-deepmind/gemma, checked
-against each other (the shared specification's table 1.2). Vision rows will stand beside these.
+against each other (the shared specification's table 1.2); of the models that see, big_vision's (3.1, 3.7).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from gemmary.config import Config, LayerType
+from gemmary.config import Config, Family, LayerType, VisionConfig
 from gemmary.errors import GemmaryError
 
-Tuning = Literal["pretrained", "instruction", "fill-in-the-middle", "safety", "embedding"]
+Tuning = Literal["pretrained", "instruction", "fill-in-the-middle", "safety", "embedding", "mix"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,20 @@ def _gemma3(
     )
 
 
+def _sees(decoder: Config, family: Family, image_size: int) -> Config:
+    """PaliGemma on a decoder: location and mask tokens in its vocabulary; no window, no cap of the logits (3.7)."""
+    return replace(
+        decoder,
+        family=family,
+        vocab_size=257_152,
+        layer_types=_GLOBAL * decoder.num_layers,
+        sliding_window=None,
+        final_logit_softcap=None,
+        vision=VisionConfig(image_size),
+        prefix_lm=True,
+    )
+
+
 def alternating(num_layers: int) -> tuple[LayerType, ...]:
     """Gemma 2: local, global, local, …"""
     return tuple("global" if i % 2 else "local" for i in range(num_layers))
@@ -134,6 +148,16 @@ EMBEDDINGGEMMA_300M = replace(
     bidirectional=True,
     pooled_dense=(3072, 768),
 )
+
+
+def _paligemma(name: str, decoder: Config, family: Family) -> list[Variant]:
+    """The variants of one size: pretrained at three resolutions, and on a mix of tasks at two."""
+    rows: list[Variant] = []
+    for image_size in (224, 448, 896):
+        rows += _rows("pretrained", _sees(decoder, family, image_size), f"{name}-pt-{image_size}")
+    for image_size in (224, 448):
+        rows += _rows("mix", _sees(decoder, family, image_size), f"{name}-mix-{image_size}")
+    return rows
 
 
 def _rows(tuning: Tuning, config: Config, *names: str) -> list[Variant]:
@@ -168,6 +192,10 @@ ZOO: tuple[Variant, ...] = (
     *_rows("pretrained", GEMMA3_27B, "gemma-3-27b-pt"),
     *_rows("instruction", GEMMA3_27B, "gemma-3-27b-it"),
     *_rows("embedding", EMBEDDINGGEMMA_300M, "embeddinggemma-300m"),
+    *_paligemma("paligemma-3b", GEMMA_2B, "paligemma"),
+    *_paligemma("paligemma2-3b", GEMMA2_2B, "paligemma2"),
+    *_paligemma("paligemma2-10b", GEMMA2_9B, "paligemma2"),
+    *_paligemma("paligemma2-28b", GEMMA2_27B, "paligemma2"),
 )
 
 _BY_NAME = {row.name: row for row in ZOO} | {row.hub_id: row for row in ZOO}

@@ -14,7 +14,8 @@ from gemmary.batch import Batch, Chunk
 from gemmary.checkpoints.peft import Adapter
 from gemmary.config import Config
 from gemmary.engines import open_engine
-from gemmary.engines.native import NativeEngine, pack
+from gemmary.engines.native import NativeEngine
+from gemmary.engines.native_weights import pack
 from gemmary.errors import GemmaryError
 from gemmary.quantize.leaves import Dense
 from tests.checkpoints.adapters import merged, mixed_adapter, random_adapter

@@ -11,7 +11,8 @@ import pytest
 
 from gemmary import _core
 from gemmary.batch import Batch, Chunk
-from gemmary.engines.native import NativeEngine, pack
+from gemmary.engines.native import NativeEngine
+from gemmary.engines.native_weights import pack
 from gemmary.engines.trace import TraceOps, Weight, compile_trace
 from gemmary.generate.params import SamplingParams
 from gemmary.quantize.leaves import Blocks

@@ -10,7 +10,7 @@ import pytest
 
 from gemmary import _core
 from gemmary.checkpoints import open_checkpoint, save_checkpoint
-from gemmary.engines.native import pack
+from gemmary.engines.native_weights import pack
 from gemmary.errors import GemmaryError
 from gemmary.quantize.blocks import BLOCK_SIZES
 from gemmary.quantize.leaves import FLOATS, Dense, Leaf, Packed

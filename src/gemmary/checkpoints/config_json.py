@@ -20,6 +20,8 @@ _PALIGEMMA: dict[str, Family] = {"gemma": "paligemma", "gemma2": "paligemma2"}
 _ARCHITECTURES: dict[Family, tuple[str, str]] = {
     "gemma": ("gemma", "GemmaForCausalLM"),
     "gemma2": ("gemma2", "Gemma2ForCausalLM"),
+    "paligemma": ("gemma", "GemmaForCausalLM"),
+    "paligemma2": ("gemma2", "Gemma2ForCausalLM"),
     "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
     "embeddinggemma": ("gemma3_text", "Gemma3TextModel"),
 }
@@ -125,8 +127,12 @@ def _paligemma(data: dict[str, Any], notices: list[str]) -> Config:
     text, seen = data.get("text_config"), data.get("vision_config")
     if not isinstance(text, dict) or not isinstance(seen, dict) or text.get("model_type") not in _PALIGEMMA:
         raise GemmaryError("config.json: text_config (gemma or gemma2) or vision_config is missing")
-    ids = {"vocab_size": 257_216, **{k: v for k, v in text.items() if v is not None}}
-    decoder = read_config({**ids, "model_type": text["model_type"], "use_bidirectional_attention": None}, notices)
+    rows = text.get("vocab_size") or 257_216
+    decoder = read_config({**text, "vocab_size": rows, "use_bidirectional_attention": None}, notices)
+    if (place := data.get("image_token_index", decoder.vocab_size)) != decoder.vocab_size:
+        raise GemmaryError(
+            f"config.json: image_token_index is {show(place)}, not the {decoder.vocab_size} after the text's"
+        )
     get = Fields("config.json", {k: v for k, v in seen.items() if v is not None}, "")
     try:
         vision = VisionConfig(
@@ -140,7 +146,7 @@ def _paligemma(data: dict[str, Any], notices: list[str]) -> Config:
         )
     except ValueError as error:
         raise GemmaryError(f"config.json: {error}") from None
-    if decoder.sliding_window or decoder.final_logit_softcap:
+    if "local" in decoder.layer_types or decoder.final_logit_softcap:
         notices.append("config.json's sliding window and cap of the logits are Gemma 2's: PaliGemma 2 runs without")
     return replace(
         decoder,
@@ -158,6 +164,14 @@ def write_config(config: Config, dtype: str, eos_ids: list[int]) -> dict[str, An
 
     Raises GemmaryError for a Config that no model_type of transformers can say.
     """
+    if config.vision:
+        return _write_paligemma(config, config.vision, dtype, eos_ids)
+    data = _write_decoder(config, dtype, eos_ids)
+    _check_said(config, data)
+    return data
+
+
+def _write_decoder(config: Config, dtype: str, eos_ids: list[int]) -> dict[str, Any]:
     model_type, architecture = _ARCHITECTURES[config.family]
     data: dict[str, Any] = {
         "architectures": [architecture],
@@ -201,6 +215,40 @@ def write_config(config: Config, dtype: str, eos_ids: list[int]) -> dict[str, An
             "rope_scaling": None if factor == 1.0 else {"factor": factor, "rope_type": "linear"},
             "use_bidirectional_attention": config.bidirectional,
         }
+    return data
+
+
+def _write_paligemma(config: Config, vision: VisionConfig, dtype: str, eos_ids: list[int]) -> dict[str, Any]:
+    text = _write_decoder(config, dtype, eos_ids)
+    del text["architectures"]
+    if config.family == "paligemma2":
+        text["sliding_window"] = config.context_length  # transformers wants one: it sees everything
+    data: dict[str, Any] = {
+        "architectures": ["PaliGemmaForConditionalGeneration"],
+        "bos_token_id": 2,
+        "eos_token_id": text["eos_token_id"],
+        "hidden_size": config.hidden_size,
+        "image_token_index": config.image_token_id,
+        "model_type": "paligemma",
+        "pad_token_id": 0,
+        "projection_dim": config.hidden_size,
+        "text_config": text | {"num_image_tokens": vision.num_patches},
+        "torch_dtype": dtype,
+        "vision_config": {
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": vision.hidden_size,
+            "image_size": vision.image_size,
+            "intermediate_size": vision.intermediate_size,
+            "layer_norm_eps": vision.layer_norm_eps,
+            "model_type": "siglip_vision_model",
+            "num_attention_heads": vision.num_heads,
+            "num_hidden_layers": vision.num_layers,
+            "num_image_tokens": vision.num_patches,
+            "patch_size": vision.patch_size,
+            "projection_dim": config.hidden_size,
+            "vision_use_head": False,
+        },
+    }
     _check_said(config, data)
     return data
 

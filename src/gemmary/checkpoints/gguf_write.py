@@ -45,6 +45,8 @@ def save_gguf(source: Source, path: Path, format: str | None, progress: Progress
     if format is not None and format not in WRITABLE:
         raise GemmaryError(f"GGUF is written as {', '.join(WRITABLE)}, not {format}")
     notices: list[str] = []
+    if source.config.vision:
+        raise GemmaryError(f"{source.name} sees pictures, which no GGUF layout of its family has: write safetensors")
     table = tensors(source.config)
     plan = [(t, "F32" if t.is_norm else format or source.lookup(t.name).format) for t in table]
     sizes = [stored_bytes(f, t.shape) for t, f in plan]

@@ -19,7 +19,16 @@ from gemmary.checkpoints.config_json import read_config
 from gemmary.checkpoints.json_files import read_json
 from gemmary.checkpoints.pooling import open_pooling
 from gemmary.checkpoints.safetensors import DTYPES, Entry, SafetensorsFile, show
-from gemmary.checkpoints.tensors import HEADS, PADDED_ROWS, PREFIXES, TOWERS, VISION_PREFIXES, Tensor, tensors
+from gemmary.checkpoints.tensors import (
+    HEADS,
+    PADDED_ROWS,
+    PREFIXES,
+    TOWERS,
+    VISION_PREFIXES,
+    Tensor,
+    bias_name,
+    tensors,
+)
 from gemmary.errors import GemmaryError
 from gemmary.quantize.leaves import Affine, Dense, Leaf
 
@@ -45,7 +54,7 @@ def open_folder(path: Path, name: str | None = None) -> Checkpoint:
     prefix = _find_prefix(path, stored)
     table = [t for t in tensors(config) if not t.is_pooled_dense]
     names = {_prefix_of(t, prefix, stored) + t.hugging_face: t for t in table}
-    biases = {_bias(n): t for n, t in names.items() if t.bias}
+    biases = {bias_name(n): t for n, t in names.items() if t.bias}
     missing = [n for n in (*names, *biases) if n not in stored]
     if missing:
         raise GemmaryError(f"{path} lacks {_some(missing)}")
@@ -101,12 +110,8 @@ def _leaf(file: SafetensorsFile, stored_name: str, tensor: Tensor) -> Leaf:
 
 
 def _affine(stored: Stored, stored_name: str, tensor: Tensor) -> Leaf:
-    bias = _bias(stored_name)
+    bias = bias_name(stored_name)
     return Affine(_leaf(stored[stored_name], stored_name, tensor), stored[bias].array(bias).astype(np.float32))
-
-
-def _bias(stored_name: str) -> str:
-    return stored_name.removesuffix(".weight") + ".bias"
 
 
 def _open_files(path: Path) -> Stored:

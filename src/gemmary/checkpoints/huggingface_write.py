@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,29 @@ from gemmary.checkpoints.config_json import write_config
 from gemmary.checkpoints.convert import Meter, Progress, stored_bytes
 from gemmary.checkpoints.json_files import write_json
 from gemmary.checkpoints.pooling import write_pooling
-from gemmary.checkpoints.tensors import Tensor, tensors
+from gemmary.checkpoints.tensors import Tensor, bias_name, hub_name, tensors
+from gemmary.config import Config
 from gemmary.errors import GemmaryError
 from gemmary.files import HashingFile, atomic_folder
-from gemmary.quantize.leaves import FLOATS
+from gemmary.quantize.leaves import FLOATS, Affine, Dense, Leaf
 from gemmary.quantize.pieces import pieces
 
 SHARD_BYTES = 5_000_000_000
 _TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One tensor of a file."""
+
+    name: str
+    shape: tuple[int, ...]
+    tensor: Tensor
+    is_bias: bool = False
+
+    def leaf(self, source: Source) -> Leaf:
+        leaf = source.lookup(self.tensor.name)
+        return Dense(leaf.bias) if self.is_bias and isinstance(leaf, Affine) else leaf
 
 
 def save_folder(
@@ -39,16 +56,29 @@ def save_folder(
     config = source.config
     table = tensors(config)
     format, notices = _choose(source, table, format)
-    meter = Meter(sum(stored_bytes(format, t.shape) for t in table), progress)
+    dense = [t for t in table if t.is_pooled_dense]
+    parts = list(_parts(config, (t for t in table if not t.is_pooled_dense)))
+    meter = Meter(sum(stored_bytes(format, part.shape) for part in (*parts, *_parts(config, dense))), progress)
     with atomic_folder(path) as folder:
         write_around(source, folder, _TORCH_NAMES[format], notices)
-        _write_weights(source, folder, [t for t in table if not t.is_pooled_dense], format, shard_bytes, meter)
+        _write_weights(source, folder, parts, format, shard_bytes, meter)
         if config.bidirectional:
             write_pooling(folder, config)
-            for tensor in (t for t in table if t.is_pooled_dense):
-                place, name = tensor.hugging_face.split("/")
-                _write_file(source, folder / place / "model.safetensors", {name: tensor}, format, meter)
+            for part in _parts(config, dense):
+                place = part.tensor.hugging_face.partition("/")[0]
+                _write_file(source, folder / place / "model.safetensors", [part], format, meter)
     return notices
+
+
+def _parts(config: Config, table: Iterable[Tensor]) -> Iterator[_Part]:
+    """The tensors of the files, each bias after its weight."""
+    for tensor in table:
+        name = hub_name(config, tensor)
+        edge = config.vision.patch_size if config.vision else 0
+        is_patch = tensor.name == "vision.patch"  # a convolution in files
+        yield _Part(name, (tensor.shape[0], 3, edge, edge) if is_patch else tensor.shape, tensor)
+        if tensor.bias:
+            yield _Part(bias_name(name), tensor.shape[:1], tensor, is_bias=True)
 
 
 def write_around(source: Source, folder: Path, dtype: str, notices: list[str]) -> None:
@@ -75,17 +105,16 @@ def _choose(source: Source, table: tuple[Tensor, ...], asked: str | None) -> tup
 
 
 def _write_weights(
-    source: Source, folder: Path, table: list[Tensor], format: str, shard_bytes: int, meter: Meter
+    source: Source, folder: Path, parts: list[_Part], format: str, shard_bytes: int, meter: Meter
 ) -> None:
-    prefix = "" if source.config.bidirectional else "model."
-    shards: list[dict[str, Tensor]] = [{}]
+    shards: list[list[_Part]] = [[]]
     room = shard_bytes
-    for tensor in table:
-        size = stored_bytes(format, tensor.shape)
+    for part in parts:
+        size = stored_bytes(format, part.shape)
         if size > room and shards[-1]:
-            shards.append({})
+            shards.append([])
             room = shard_bytes
-        shards[-1][prefix + tensor.hugging_face] = tensor
+        shards[-1].append(part)
         room -= size
     if len(shards) == 1:
         _write_file(source, folder / "model.safetensors", shards[0], format, meter)
@@ -94,18 +123,18 @@ def _write_weights(
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         _write_file(source, folder / name, shard, format, meter)
-        places |= dict.fromkeys(shard, name)
-    total = sum(stored_bytes(format, t.shape) for t in table)
-    parameters = sum(math.prod(t.shape) for t in table)
+        places |= {part.name: name for part in shard}
+    total = sum(stored_bytes(format, part.shape) for part in parts)
+    parameters = sum(math.prod(part.shape) for part in parts)
     index: dict[str, Any] = {"metadata": {"total_parameters": parameters, "total_size": total}, "weight_map": places}
     write_json(folder / "model.safetensors.index.json", index)
 
 
-def _write_file(source: Source, path: Path, named: dict[str, Tensor], format: str, meter: Meter) -> None:
+def _write_file(source: Source, path: Path, parts: list[_Part], format: str, meter: Meter) -> None:
     """A file inside a folder that is itself made atomic, so this one need not be."""
     with open(path, "wb") as file:
-        rows = [(name, format, tensor.shape) for name, tensor in named.items()]
-        data = (meter.watch(pieces(source.lookup(t.name), format)) for t in named.values())
+        rows = [(part.name, format, part.shape) for part in parts]
+        data = (meter.watch(pieces(part.leaf(source), format)) for part in parts)
         safetensors.write(HashingFile(file), rows, data)
 
 

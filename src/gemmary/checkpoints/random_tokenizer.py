@@ -27,5 +27,12 @@ def stand_in(config: Config) -> Tokenizer:
         pieces[i], types[i] = piece, PieceType.CONTROL
     for value in range(256):
         pieces[byte + value], types[byte + value] = f"<0x{value:02X}>", PieceType.BYTE
-    pieces[-1] = SPACE
+    if config.vision and size == 257_152:
+        for i in range(1024):
+            pieces[256_000 + i], types[256_000 + i] = f"<loc{i:04}>", PieceType.USER_DEFINED
+        for i in range(128):
+            pieces[257_024 + i], types[257_024 + i] = f"<seg{i:03}>", PieceType.USER_DEFINED
+        pieces[255_999] = SPACE
+    else:
+        pieces[-1] = SPACE
     return Tokenizer.from_pieces(pieces, [-float(i) for i in range(size)], types)

@@ -25,11 +25,11 @@ from gemmary.checkpoints.checkpoint import Checkpoint
 from gemmary.checkpoints.convert import stored_bytes
 from gemmary.checkpoints.hub import RANDOM
 from gemmary.checkpoints.random_tokenizer import stand_in
-from gemmary.checkpoints.tensors import Tensor, tensors
+from gemmary.checkpoints.tensors import Tensor, bias_name, tensors
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
 from gemmary.quantize.blocks import BLOCK_SIZES, row_bytes
-from gemmary.quantize.leaves import Blocks, Dense, Leaf
+from gemmary.quantize.leaves import Affine, Blocks, Dense, Leaf, padded_columns
 
 QUANTS: dict[str | None, str] = {None: "BF16", "int8": "Q8_0", "int4": "Q4_0"}
 """What may stand after the name -> the format of the matrices."""
@@ -66,7 +66,7 @@ def random_checkpoint(config: Config, name: str, quant: str | None, seed: int) -
         load_tokenizer=partial(stand_in, config),
         load_chat_template=lambda: None,
         notices=["the weights are random: what is written means nothing"],
-        made_bytes=sum(stored_bytes(format, tensor.shape) for tensor, format in formats.items()),
+        made_bytes=sum(_made_bytes(tensor, format) for tensor, format in formats.items()),
     )
 
 
@@ -75,26 +75,49 @@ def _format(tensor: Tensor, quant: str | None) -> str:
         return "F32"
     if quant == "int4" and tensor.name == "embed":
         return "Q6_K" if tensor.shape[-1] % 256 == 0 else "Q8_0"
-    return QUANTS[quant]
+    block_type = QUANTS[quant]
+    return block_type if quant is None else tensor.blocks(block_type) or "BF16"
 
 
 def _leaf(tensor: Tensor, format: str, seed: int) -> Leaf:
     """One tensor.
 
     Matrices have the standard deviation columns ** -0.5, which keeps what passes through them at its size; the
-    embedding table twice that, so that logits spread over several units. Norm weights lie within 0.2 of zero.
+    embedding table twice that, so that logits spread over several units. Norm weights and biases lie within 0.2 of
+    zero, the tower's norm weights within 0.2 of one.
     """
     source = np.random.SFC64([seed, zlib.crc32(tensor.name.encode())])
+    if tensor.bias:
+        bias = np.random.SFC64([seed, zlib.crc32(bias_name(tensor.name).encode())])
+        return Affine(_weight(tensor, format, source), _uniform(bias, tensor.shape[0]) * np.float32(0.2))
+    return _weight(tensor, format, source)
+
+
+def _weight(tensor: Tensor, format: str, source: np.random.SFC64) -> Leaf:
     if tensor.is_norm:
-        return Dense(_uniform(source, tensor.shape[0]) * np.float32(0.2))
+        return Dense(_uniform(source, tensor.shape[0]) * np.float32(0.2) + np.float32(tensor.bias))
     rows, columns = tensor.shape
     deviation = (2.0 if tensor.name == "embed" else 1.0) * columns**-0.5
     if format == "BF16":
         return Dense(_bfloat16(source, rows * columns, deviation).reshape(rows, columns))
-    width = row_bytes(format, columns)
+    stored = _columns(tensor, format)
+    width = row_bytes(format, stored)
     data = _bits(source, rows * width).reshape(-1, BLOCK_SIZES[format][1])
     _scale(source, format, data, deviation)
+    if stored > columns:
+        data.reshape(rows, width)[:, columns - stored :] = 0  # Q8_0, a byte a code
     return Blocks(format, (rows, columns), data.reshape(rows, width))
+
+
+def _made_bytes(tensor: Tensor, format: str) -> int:
+    shape = (*tensor.shape[:-1], _columns(tensor, format))
+    return stored_bytes(format, shape) + 4 * tensor.shape[0] * tensor.bias
+
+
+def _columns(tensor: Tensor, format: str) -> int:
+    """With those that fill up the last blocks of a row, which the tower's matrices may have."""
+    columns = tensor.shape[-1]
+    return padded_columns(format, columns) if tensor.bias else columns
 
 
 def _bits(source: np.random.SFC64, nbytes: int) -> npt.NDArray[np.uint8]:

@@ -141,6 +141,43 @@ class Tensor:
     def is_projector(self) -> bool:
         return self.name == "vision.projector"
 
+    def blocks(self, block_type: str) -> str | None:
+        """What this tensor is quantized to in a model of `block_type`; None: it stays as it is.
+
+        The tower is small and sees everything first: its matrices are int8 in an int4 model too, and the two that
+        patches meet (0.2 % of it, with 588 columns) stay dense.
+        """
+        if self.is_norm or self.name in ("vision.patch", "vision.position"):
+            return None
+        return "Q8_0" if self.name.startswith("vision.") else block_type
+
+
+def hub_name(config: Config, tensor: Tensor) -> str:
+    """The name that the official folders have for a tensor; of a pooled dense layer the one in its own file."""
+    if tensor.is_pooled_dense:
+        return tensor.hugging_face.partition("/")[2]
+    if tensor.is_tower:
+        return TOWERS[0] + tensor.hugging_face
+    if tensor.is_projector:
+        return tensor.hugging_face
+    return PREFIXES[2 if config.vision else 1 if config.pooled_dense else 0] + tensor.hugging_face
+
+
+def bias_name(stored_name: str) -> str:
+    """The name of the bias that goes with a weight."""
+    return stored_name.removesuffix(".weight") + ".bias"
+
+
+def module_name(config: Config, tensor: Tensor) -> str:
+    """The name that transformers' module tree has for a tensor: of a decoder, an encoder, or one that sees pictures."""
+    if tensor.is_tower:
+        return "model.vision_tower." + tensor.hugging_face
+    if tensor.is_projector:
+        return "model." + tensor.hugging_face
+    if config.vision:
+        return "model.language_model." + tensor.hugging_face
+    return ("" if config.pooled_dense else "model.") + tensor.hugging_face
+
 
 def tensors(config: Config) -> tuple[Tensor, ...]:
     """Every tensor of a model, in the order of its computation."""

@@ -95,7 +95,7 @@ def terms_of(name: str) -> str:
 def costs_of(config: Config) -> dict[str, int]:
     """Counts, bytes and FLOPs that follow from the config."""
     return {
-        "parameters": config.parameters + config.dense_parameters,
+        "parameters": config.total_parameters,
         "embedding_parameters": config.embedding_parameters,
         "bfloat16_bytes": config.weight_bytes(16),
         "int8_bytes": config.weight_bytes(8.5),

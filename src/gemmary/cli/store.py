@@ -55,7 +55,7 @@ def list_zoo(as_json: bool) -> None:
             "name": row.name,
             "hub_id": row.hub_id,
             "tuning": row.tuning,
-            "parameters": row.config.parameters + row.config.dense_parameters,
+            "parameters": row.config.total_parameters,
             "bytes": row.config.weight_bytes(),
             "context": row.config.context_length,
             "local": row.name in here,

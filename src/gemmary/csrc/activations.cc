@@ -8,6 +8,7 @@ struct Layout {
   size_t outliers, ends, bytes;
 };
 size_t align_up(size_t n) { return (n + 63) / 64 * 64; }
+int64_t groups_of(int64_t cols) { return (cols + kGroup - 1) / kGroup; }
 int64_t spans_of(int64_t groups) { return (groups + kSpanGroups - 1) / kSpanGroups; }
 Layout layout(int64_t rows, int64_t groups) {
   Layout at{};
@@ -19,13 +20,13 @@ Layout layout(int64_t rows, int64_t groups) {
 
 }  // namespace
 
-size_t quantized_activations_bytes(int64_t rows, int64_t cols) { return layout(rows, cols / kGroup).bytes; }
+size_t quantized_activations_bytes(int64_t rows, int64_t cols) { return layout(rows, groups_of(cols)).bytes; }
 
 QuantizedActivations quantized_activations_at(void* buffer, int64_t rows, int64_t cols) {
-  const int64_t groups = cols / kGroup;
+  const int64_t groups = groups_of(cols);
   const Layout at = layout(rows, groups);
   auto* bytes = static_cast<char*>(buffer);
-  return {groups, spans_of(groups), reinterpret_cast<ActivationGroup*>(bytes), reinterpret_cast<Outlier*>(bytes + at.outliers),
+  return {cols, groups, spans_of(groups), reinterpret_cast<ActivationGroup*>(bytes), reinterpret_cast<Outlier*>(bytes + at.outliers),
           reinterpret_cast<int32_t*>(bytes + at.ends)};
 }
 

@@ -25,13 +25,14 @@ struct Outlier {
 constexpr int64_t kSpanGroups = 32;
 
 struct QuantizedActivations {
-  int64_t groups, spans;   // K / 32, and that / 32 rounded up
+  int64_t inputs;          // K; a last group that is not whole is filled up with zeros
+  int64_t groups, spans;   // K / 32 and that / 32, both rounded up
   ActivationGroup* data;   // [T, groups]
   Outlier* outliers;       // [T, groups], of which each row uses as many of its first as it has
   int32_t* ends;           // [T, spans]: how many outliers a row has up to the end of each span
 };
 
-// A view of `buffer`, 64-byte aligned and of quantized_activations_bytes(rows, cols) bytes; cols is a multiple of 32.
+// A view of `buffer`, 64-byte aligned and of quantized_activations_bytes(rows, cols) bytes.
 size_t quantized_activations_bytes(int64_t rows, int64_t cols);
 QuantizedActivations quantized_activations_at(void* buffer, int64_t rows, int64_t cols);
 

@@ -57,8 +57,11 @@ static void quantize_activations(const float* x, size_t ldx, const QuantizedActi
     int32_t count = 0;
     for (int64_t g = 0; g < out.groups; g++) {
       const float* from = x + static_cast<size_t>(t) * ldx + g * kGroup;
+      const int64_t left = out.inputs - g * kGroup;
+      const F32x16 a = left >= 16 ? load(from) : load_n(from, static_cast<int>(left));
+      const F32x16 b = left >= kGroup ? load(from + 16) : left > 16 ? load_n(from + 16, static_cast<int>(left - 16)) : zero();
       Outlier outlier;
-      if (quantize_group(load(from), load(from + 16), out.data[t * out.groups + g], outlier)) {
+      if (quantize_group(a, b, out.data[t * out.groups + g], outlier)) {
         outlier.input += static_cast<int32_t>(g * kGroup);
         outliers[count++] = outlier;
       }

@@ -327,6 +327,6 @@ static void store_kv(const KvHead& kv, const float* k, const float* v, int64_t s
   else store_rows<int8_t>(kv, k, v, stride, start, rows);
 }
 
-static const StepKernels kStepKernels = {rms_norm, rope, geglu, add, softcap, mean_rows, l2_normalize, store_kv, attend, merge_spans};
+static const StepKernels kStepKernels = {rms_norm, layer_norm, rope, gelu, geglu, add, add_bias, softcap, mean_rows, l2_normalize, store_kv, attend, merge_spans};
 
 }  // namespace gemmary::GEMMARY_ISA

@@ -30,7 +30,8 @@ Rows rows_named(const std::string& name) {
   if (name == "T") return Rows::tokens;
   if (name == "R") return Rows::outputs;
   if (name == "S") return Rows::sequences;
-  throw std::invalid_argument("rows are T, R or S, not " + name);
+  if (name == "P") return Rows::places;
+  throw std::invalid_argument("rows are T, R, S or P, not " + name);
 }
 
 std::vector<std::string> available_isas() {
@@ -165,7 +166,7 @@ std::shared_ptr<Lora> make_lora(Weight a, Weight b, float scale, const std::opti
 
 void run(Program& program, const Ints& tokens, const Ints& positions, const std::vector<Pairs>& visible, const Ints& outputs,
          const Pairs& sequences, const std::vector<KvCache*>& caches, const std::vector<Floats>& externals, int64_t candidates,
-         const std::optional<Ints>& adapters) {
+         const std::optional<Ints>& adapters, const std::optional<Ints>& places) {
   StepInputs step;
   if (candidates < 0) throw std::invalid_argument("a step cannot be asked for fewer than no candidates");
   step.candidates = candidates;
@@ -173,7 +174,9 @@ void run(Program& program, const Ints& tokens, const Ints& positions, const std:
   step.positions = positions.data();
   step.outputs = outputs.data();
   step.sequences = sequences.data();
-  step.rows = {static_cast<int64_t>(tokens.shape(0)), static_cast<int64_t>(outputs.shape(0)), static_cast<int64_t>(sequences.shape(0))};
+  step.rows = {static_cast<int64_t>(tokens.shape(0)), static_cast<int64_t>(outputs.shape(0)), static_cast<int64_t>(sequences.shape(0)),
+               places ? static_cast<int64_t>(places->shape(0)) : 0};
+  if (places) step.places = places->data();
   if (positions.shape(0) != tokens.shape(0)) throw std::invalid_argument("tokens and positions differ in number");
   if (adapters) {
     if (adapters->shape(0) != sequences.shape(0)) throw std::invalid_argument("a step has an adapter's number for each sequence");
@@ -203,8 +206,9 @@ Program make_program(std::shared_ptr<Runtime> runtime, const std::vector<std::pa
   return Program(std::move(runtime), std::move(slot_list), std::move(buffer_list), kinds, externals);
 }
 
+std::vector<float> floats_of(const Vector& weight) { return {weight.data(), weight.data() + weight.shape(0)}; }
 std::vector<float> gain_of(const Vector& weight) {
-  std::vector<float> gain(weight.data(), weight.data() + weight.shape(0));
+  std::vector<float> gain = floats_of(weight);
   for (float& value : gain) value += 1.0f;
   return gain;
 }
@@ -272,11 +276,17 @@ void bind_native(nb::module_& module) {
       .def("embed", [](Program& p, std::string label, int out, Weight table, float scale) {
         p.append(Embed{std::move(table), scale, out}, std::move(label));
       })
-      .def("linear", [](Program& p, std::string label, Numbers out, int x, std::vector<Weight> weights, Loras adapters) {
-        p.append(Linear{x, std::move(weights), std::move(out), std::move(adapters)}, std::move(label));
+      .def("linear", [](Program& p, std::string label, Numbers out, int x, std::vector<Weight> weights, Loras adapters,
+                        const std::vector<std::optional<Vector>>& biases) {
+        Linear linear{x, std::move(weights), std::move(out), std::move(adapters), {}};
+        for (const std::optional<Vector>& bias : biases) linear.biases.push_back(bias ? floats_of(*bias) : std::vector<float>());
+        p.append(std::move(linear), std::move(label));
       })
       .def("rms_norm", [](Program& p, std::string label, int out, int x, const Vector& weight, float eps) {
         p.append(RmsNorm{x, gain_of(weight), eps, out}, std::move(label));
+      })
+      .def("layer_norm", [](Program& p, std::string label, int out, int x, const Vector& gain, const Vector& shift, float eps) {
+        p.append(LayerNorm{x, floats_of(gain), floats_of(shift), eps, out}, std::move(label));
       })
       .def("rope_angles", [](Program& p, std::string label, int out, std::vector<float> frequencies) {
         p.append(RopeAngles{std::move(frequencies), out}, std::move(label));
@@ -286,8 +296,10 @@ void bind_native(nb::module_& module) {
                            float scale, float softcap) {
         p.append(Attention{q, k, v, out, layer, kind, heads, kv_heads, scale, softcap}, std::move(label));
       })
+      .def("gelu", [](Program& p, std::string label, int out, int x) { p.append(Gelu{x, out}, std::move(label)); })
       .def("geglu", [](Program& p, std::string label, int out, int gate, int up) { p.append(Geglu{gate, up, out}, std::move(label)); })
       .def("add", [](Program& p, std::string label, int out, int a, int b) { p.append(Add{a, b, out}, std::move(label)); })
+      .def("place", [](Program& p, std::string label, int out, int x, int values) { p.append(Place{x, values, out}, std::move(label)); })
       .def("take", [](Program& p, std::string label, int out, int x) { p.append(Take{x, out}, std::move(label)); })
       .def("softcap", [](Program& p, std::string label, int out, int x, float cap) {
         p.append(Softcap{x, cap, out}, std::move(label));
@@ -296,7 +308,8 @@ void bind_native(nb::module_& module) {
       .def("l2_normalize", [](Program& p, std::string label, int out, int x) { p.append(L2Normalize{x, out}, std::move(label)); })
       .def("run", &run, nb::arg("tokens").noconvert(), nb::arg("positions").noconvert(), nb::arg("visible").noconvert(),
            nb::arg("outputs").noconvert(), nb::arg("sequences").noconvert(), nb::arg("caches"), nb::arg("externals").noconvert(),
-           nb::arg("candidates") = 0, nb::arg("adapters").noconvert().none() = nb::none())
+           nb::arg("candidates") = 0, nb::arg("adapters").noconvert().none() = nb::none(),
+           nb::arg("places").noconvert().none() = nb::none())
       .def("set_profiling", &Program::set_profiling)
       .def("profile", [](const Program& p) {
         std::vector<std::tuple<std::string, double, int64_t, int64_t, int64_t, int64_t, int64_t>> rows;

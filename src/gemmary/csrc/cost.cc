@@ -36,6 +36,8 @@ class Costing {
       const PackedView& weight = i.weights[n]->view();
       cost.weight_bytes += static_cast<int64_t>(i.weights[n]->bytes());
       cost.activation_bytes += bytes(i.out[n]);
+      cost.weight_bytes += static_cast<int64_t>(i.biases[n].size() * sizeof(float));
+      cost.float_operations += rows(i.x) * static_cast<int64_t>(i.biases[n].size());
       (format_info(weight.format).quantized ? cost.int8_operations : cost.float_operations) += 2 * rows(i.x) * weight.rows * weight.cols;
     }
     for (const auto& adapters : i.adapters)
@@ -45,6 +47,8 @@ class Costing {
 
   // Squares and their sum, the root's inverse, the gain.
   Cost operator()(const RmsNorm& i) const { return elementwise({i.x, i.out}, i.out, 4); }
+  // Two sums, the difference, the square, the root's inverse, gain and shift.
+  Cost operator()(const LayerNorm& i) const { return elementwise({i.x, i.out}, i.out, 7); }
   // A product, a sine and a cosine for each pair; every one of them is written as two elements.
   Cost operator()(const RopeAngles& i) const {
     Cost cost = elementwise({i.out}, i.out, 0);
@@ -80,9 +84,11 @@ class Costing {
     return cost;
   }
 
+  Cost operator()(const Gelu& i) const { return elementwise({i.x, i.out}, i.out, 9); }
   // The tanh form of GELU, ten operations as ops/spec.py writes it, the product with `up` among them.
   Cost operator()(const Geglu& i) const { return elementwise({i.gate, i.up, i.out}, i.out, 10); }
   Cost operator()(const Add& i) const { return elementwise({i.a, i.b, i.out}, i.out, 1); }
+  Cost operator()(const Place& i) const { return elementwise({i.values, i.values}, i.out, 0); }
   Cost operator()(const Take& i) const { return elementwise({i.out, i.out}, i.out, 0); }
   Cost operator()(const Softcap& i) const { return elementwise({i.x, i.out}, i.out, 3); }
   Cost operator()(const MeanPool& i) const { return elementwise({i.x, i.out}, i.x, 1); }

@@ -76,7 +76,7 @@ class Executor {
       if (task < quantizing) kernels_.quantize_activations(x.x, x.ldx, x.q, task * each, std::min(count, (task + 1) * each));
       else adapters.project(task - quantizing, x, kernels_, scratch(thread));
     });
-    if (i.weights.size() == 1 && i.weights[0]->high && count == 1 && step_.candidates > 0 && largest_rows(i, x)) return;
+    if (i.weights.size() == 1 && i.weights[0]->high && i.biases[0].empty() && count == 1 && step_.candidates > 0 && largest_rows(i, x)) return;
     // A task is some panels of one weight for up to kRowsPerTask rows.
     const int64_t row_blocks = ceil_div(count, kRowsPerTask);
     const int64_t task_bytes = std::clamp(bytes * row_blocks / kTasksPerLinear, kMinTaskBytes, kMaxTaskBytes);
@@ -96,6 +96,10 @@ class Executor {
         const int64_t t0 = task % row_blocks * kRowsPerTask, t1 = std::min(count, t0 + kRowsPerTask);
         const int64_t p0 = task / row_blocks * each, p1 = std::min(view.panels, p0 + each);
         kernels_.linear(view, x, t0, t1, p0, p1, data(i.out[n]), static_cast<size_t>(view.rows), scratch(thread));
+        if (const std::vector<float>& bias = i.biases[n]; !bias.empty()) {
+          const int64_t first = p0 * kPanelRows, end = std::min(view.rows, p1 * kPanelRows);
+          step_kernels_.add_bias(data(i.out[n]) + t0 * view.rows + first, static_cast<size_t>(view.rows), bias.data() + first, t1 - t0, end - first);
+        }
         adapters.add(n, kernels_, t0, t1, p0, p1, data(i.out[n]), static_cast<size_t>(view.rows));
         return;
       }
@@ -107,6 +111,14 @@ class Executor {
     spread(count, width, [&](int64_t begin, int64_t end) {
       step_kernels_.rms_norm(data(i.x) + begin * width, i.gain.data(), data(i.out) + begin * width, end - begin, static_cast<int>(width),
                              i.eps);
+    });
+  }
+
+  void operator()(const LayerNorm& i) {
+    const int64_t width = buffer(i.x).width;
+    spread(rows(i.x), width, [&](int64_t begin, int64_t end) {
+      step_kernels_.layer_norm(data(i.x) + begin * width, i.gain.data(), i.shift.data(), data(i.out) + begin * width, end - begin,
+                               static_cast<int>(width), i.eps);
     });
   }
 
@@ -156,6 +168,9 @@ class Executor {
     });
   }
 
+  void operator()(const Gelu& i) {
+    flat(i.out, [&](int64_t at, int64_t n) { step_kernels_.gelu(data(i.x) + at, data(i.out) + at, n); });
+  }
   void operator()(const Geglu& i) {
     flat(i.out, [&](int64_t at, int64_t n) { step_kernels_.geglu(data(i.gate) + at, data(i.up) + at, data(i.out) + at, n); });
   }
@@ -164,6 +179,15 @@ class Executor {
   }
   void operator()(const Softcap& i) {
     flat(i.out, [&](int64_t at, int64_t n) { step_kernels_.softcap(data(i.x) + at, data(i.out) + at, n, i.cap); });
+  }
+
+  void operator()(const Place& i) {
+    const int64_t width = buffer(i.x).width;
+    const auto copy = [&](const float* from, float* to, int64_t count) { std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float)); };
+    if (data(i.out) != data(i.x)) flat(i.out, [&](int64_t at, int64_t n) { copy(data(i.x) + at, data(i.out) + at, n); });
+    spread(rows(i.values), width, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; p++) copy(data(i.values) + p * width, data(i.out) + step_.places[p] * width, width);
+    });
   }
 
   void operator()(const Take& i) {

@@ -30,6 +30,11 @@ struct Checker {
   }
   void rows(int number, Rows expected) const { require(at(number).rows == expected, "a buffer has rows of the wrong kind"); }
   void width(int number, int64_t expected) const { require(at(number).width == expected, "a buffer has the wrong width"); }
+  // Quantized rows are whole groups: what is missing of the last one is zeros on both sides.
+  void reads(int number, const PackedView& weight) const {
+    const int64_t group = format_info(weight.format).quantized ? kGroup : 1;
+    require((at(number).width + group - 1) / group * group == weight.cols, "a buffer has the wrong width");
+  }
 
   void operator()(const Embed& i) const {
     require(i.table != nullptr, "a weight is missing");
@@ -40,10 +45,13 @@ struct Checker {
     require(!i.weights.empty() && i.weights.size() == i.out.size(), "a linear instruction needs one output for each weight");
     for (size_t n = 0; n < i.weights.size(); n++) {
       require(i.weights[n] != nullptr, "a weight is missing");
-      width(i.x, i.weights[n]->view().cols);
+      reads(i.x, i.weights[n]->view());
       width(i.out[n], i.weights[n]->view().rows);
       rows(i.out[n], at(i.x).rows);
     }
+    require(i.biases.size() == i.weights.size(), "a linear instruction has a bias, or none, for each weight");
+    for (size_t n = 0; n < i.biases.size(); n++)
+      require(i.biases[n].empty() || static_cast<int64_t>(i.biases[n].size()) == i.weights[n]->view().rows, "a bias does not fit its weight");
     if (i.adapters.empty()) return;
     rows(i.x, Rows::tokens);
     require(i.adapters.size() == i.weights.size(), "a linear instruction has adapters for each weight or for none");
@@ -52,7 +60,7 @@ struct Checker {
       for (const std::shared_ptr<const Lora>& lora : i.adapters[n]) {
         if (!lora) continue;
         const PackedView &weight = i.weights[n]->view(), &a = lora->a->view(), &b = lora->b->view();
-        require(a.cols == weight.cols && b.rows == weight.rows && a.rows == b.cols, "an adapter does not fit its weight");
+        require(a.cols == at(i.x).width && b.rows == weight.rows && a.rows == b.cols, "an adapter does not fit its weight");
         require(lora->gain.empty() || static_cast<int64_t>(lora->gain.size()) == weight.rows, "an adapter's gain does not fit its weight");
       }
     }
@@ -60,6 +68,10 @@ struct Checker {
   void operator()(const RmsNorm& i) const {
     same(i.x, i.out);
     require(!i.gain.empty() && at(i.x).width % static_cast<int64_t>(i.gain.size()) == 0, "a norm's weight does not divide its rows");
+  }
+  void operator()(const LayerNorm& i) const {
+    same(i.x, i.out);
+    for (const std::vector<float>* weight : {&i.gain, &i.shift}) width(i.x, static_cast<int64_t>(weight->size()));
   }
   void operator()(const RopeAngles& i) const {
     rows(i.out, Rows::tokens);
@@ -81,6 +93,7 @@ struct Checker {
             "queries and keys differ in head_dim");
     require(i.layer >= 0 && i.kind >= 0 && i.kind < kinds, "an attention names a layer or a kind that does not exist");
   }
+  void operator()(const Gelu& i) const { same(i.x, i.out); }
   void operator()(const Geglu& i) const {
     same(i.gate, i.up);
     same(i.gate, i.out);
@@ -88,6 +101,12 @@ struct Checker {
   void operator()(const Add& i) const {
     same(i.a, i.b);
     same(i.a, i.out);
+  }
+  void operator()(const Place& i) const {
+    same(i.x, i.out);
+    rows(i.x, Rows::tokens);
+    rows(i.values, Rows::places);
+    width(i.values, at(i.x).width);
   }
   void operator()(const Take& i) const {
     rows(i.x, Rows::tokens);
@@ -143,9 +162,9 @@ void Program::append(Instruction instruction, std::string label) {
 }
 
 void Program::check(const StepInputs& step) const {
-  const auto [tokens, outputs, sequences] = step.rows;
+  const auto [tokens, outputs, sequences, places] = step.rows;
   require(tokens > 0, "a step needs at least one token");
-  require(tokens <= kMaxRows && outputs <= kMaxRows && sequences <= kMaxRows, "a step takes at most 2^20 tokens: split it");
+  require(tokens <= kMaxRows && outputs <= kMaxRows && sequences <= kMaxRows && places <= kMaxRows, "a step takes at most 2^20 tokens: split it");
   require(static_cast<int>(step.visible.size()) == kinds_, "the step lacks the visible keys of some kind of layer");
   require(static_cast<int>(step.externals.size()) == externals_, "the step lacks an array");
   int64_t row = 0;
@@ -160,6 +179,8 @@ void Program::check(const StepInputs& step) const {
   }
   for (int64_t r = 0; r < outputs; r++)
     require(step.outputs[r] >= 0 && step.outputs[r] < tokens, "an output row is not a row of the step");
+  for (int64_t p = 0; p < places; p++)
+    require(step.places[p] > (p ? step.places[p - 1] : -1) && step.places[p] < tokens, "places are not ascending rows of the step");
   for (const Buffer& buffer : buffers_) {
     if (!buffer.external) continue;
     const StepInputs::External& array = step.externals[buffer.place];

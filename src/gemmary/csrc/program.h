@@ -1,7 +1,8 @@
 // A recorded model: instructions on numbered buffers, run for any number of tokens without a word of Python.
 //
-// T tokens, R rows whose logits are wanted and S sequences are numbers of the run. A buffer is float32 [T or R or S, width]. It lives in
-// a slot that buffers of other times share, or is an array that the caller brings (the results, the taps).
+// T tokens, R rows whose logits are wanted, S sequences and P rows from elsewhere (of pictures) are numbers of the run. A buffer is float32
+// [T or R or S or P, width]. It lives in a slot that buffers of other times share, or is an array that the caller brings (what the program
+// is fed beside tokens, the results, the taps).
 #pragma once
 
 #include <array>
@@ -18,7 +19,7 @@
 
 namespace gemmary {
 
-enum class Rows : uint8_t { tokens, outputs, sequences };
+enum class Rows : uint8_t { tokens, outputs, sequences, places };
 
 struct Slot {
   Rows rows;
@@ -36,8 +37,15 @@ using Weight = std::shared_ptr<const PackedWeight>;
 
 // The instructions, one for each op of ops/spec.py that computes. Numbers are buffers unless said otherwise.
 struct Embed { Weight table; float scale; int out; };
-struct Linear { int x; std::vector<Weight> weights; std::vector<int> out; Loras adapters; };  // several weights that read the same x
+struct Linear {  // several weights that read the same x
+  int x;
+  std::vector<Weight> weights;
+  std::vector<int> out;
+  Loras adapters;
+  std::vector<std::vector<float>> biases;  // of each weight; empty where it has none
+};
 struct RmsNorm { int x; std::vector<float> gain; float eps; int out; };       // gain: 1 + weight, for each head of x where it is shorter
+struct LayerNorm { int x; std::vector<float> gain, shift; float eps; int out; };
 struct RopeAngles { std::vector<float> frequencies; int out; };
 struct Rope { int x, angles, out; };
 struct Attention {
@@ -46,13 +54,16 @@ struct Attention {
   int heads, kv_heads;
   float scale, softcap;  // softcap 0: none
 };
+struct Gelu { int x, out; };
 struct Geglu { int gate, up, out; };
 struct Add { int a, b, out; };
+struct Place { int x, values, out; };  // x, with the run's `places` replaced by the rows of values
 struct Take { int x, out; };
 struct Softcap { int x; float cap; int out; };
 struct MeanPool { int x, out; };
 struct L2Normalize { int x, out; };
-using Instruction = std::variant<Embed, Linear, RmsNorm, RopeAngles, Rope, Attention, Geglu, Add, Take, Softcap, MeanPool, L2Normalize>;
+using Instruction = std::variant<Embed, Linear, RmsNorm, LayerNorm, RopeAngles, Rope, Attention, Gelu, Geglu, Add, Place, Take, Softcap, MeanPool,
+                                 L2Normalize>;
 
 // One step's arrays. Everything is checked by Program::run before anything is computed.
 struct StepInputs {
@@ -61,7 +72,8 @@ struct StepInputs {
   const int32_t* outputs = nullptr;     // [R]
   const int32_t* sequences = nullptr;   // [S][2]: first row, one past the last; together they are 0 … T in order
   std::vector<const int32_t*> visible;  // for each kind [T][2]
-  std::array<int64_t, 3> rows{};        // T, R, S
+  const int32_t* places = nullptr;      // [P] rows of T, ascending
+  std::array<int64_t, 4> rows{};        // T, R, S, P
   std::vector<KvCache*> caches;         // [S], or empty for a program without attention
   struct External {
     float* data;

@@ -39,6 +39,20 @@ static void rms_norm(const float* x, const float* gain, float* y, int64_t rows, 
   }
 }
 
+static void layer_norm(const float* x, const float* gain, const float* shift, float* y, int64_t rows, int width, float eps) {
+  for (int64_t row = 0; row < rows; row++, x += width, y += width) {
+    F32x16 sum = zero();
+    each_vector(width, [&](int64_t i, int lanes) { sum = sum + load_up_to(x + i, lanes); });
+    const F32x16 mean = broadcast(reduce_add(sum) / static_cast<float>(width));
+    each_vector(width, [&](int64_t i, int lanes) { store_up_to(y + i, load_up_to(x + i, lanes) - mean, lanes); });
+    const float variance = sum_of_squares(y, width) / static_cast<float>(width);
+    const F32x16 inverse = broadcast(1.0f / __builtin_sqrtf(variance + eps));
+    each_vector(width, [&](int64_t i, int lanes) {
+      store_up_to(y + i, fma(load_up_to(y + i, lanes) * inverse, load_up_to(gain + i, lanes), load_up_to(shift + i, lanes)), lanes);
+    });
+  }
+}
+
 static void rope(const float* x, const float* angles, float* y, int64_t rows, int heads, int head_dim) {
   const int half = head_dim / 2;
   for (int64_t row = 0; row < rows; row++, angles += head_dim) {
@@ -53,17 +67,25 @@ static void rope(const float* x, const float* angles, float* y, int64_t rows, in
   }
 }
 
+GEMMARY_INLINE F32x16 gelu(F32x16 x) {
+  const F32x16 cubic = broadcast(0.044715f), root = broadcast(0.7978845608f), half_x = broadcast(0.5f) * x;  // root: sqrt(2 / pi)
+  return fma(half_x, tanh(root * fma(cubic * x * x, x, x)), half_x);
+}
+
+static void gelu(const float* x, float* y, int64_t n) {
+  each_vector(n, [&](int64_t i, int lanes) { store_up_to(y + i, gelu(load_up_to(x + i, lanes)), lanes); });
+}
+
 static void geglu(const float* gate, const float* up, float* y, int64_t n) {
-  const F32x16 cubic = broadcast(0.044715f), root = broadcast(0.7978845608f), half = broadcast(0.5f);  // root: sqrt(2 / pi)
-  each_vector(n, [&](int64_t i, int lanes) {
-    const F32x16 g = load_up_to(gate + i, lanes), half_g = half * g;
-    const F32x16 bent = tanh(root * fma(cubic * g * g, g, g));
-    store_up_to(y + i, fma(half_g, bent, half_g) * load_up_to(up + i, lanes), lanes);
-  });
+  each_vector(n, [&](int64_t i, int lanes) { store_up_to(y + i, gelu(load_up_to(gate + i, lanes)) * load_up_to(up + i, lanes), lanes); });
 }
 
 static void add(const float* a, const float* b, float* y, int64_t n) {
   each_vector(n, [&](int64_t i, int lanes) { store_up_to(y + i, load_up_to(a + i, lanes) + load_up_to(b + i, lanes), lanes); });
+}
+
+static void add_bias(float* y, size_t ldy, const float* bias, int64_t rows, int64_t n) {
+  for (int64_t row = 0; row < rows; row++, y += ldy) add(y, bias, y, n);
 }
 
 static void softcap(const float* x, float* y, int64_t n, float cap) {

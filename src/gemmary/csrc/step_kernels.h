@@ -5,6 +5,7 @@
 // Every sum over a row keeps 16 partial sums by index mod 16 and folds them in simd.h's fixed order, whatever else is computed.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace gemmary {
@@ -58,10 +59,15 @@ constexpr int64_t attention_scratch_floats(int64_t queries, int64_t width) {
 struct StepKernels {
   // y = x / sqrt(mean(x²) + eps) * gain for each row; gain is 1 + weight.
   void (*rms_norm)(const float* x, const float* gain, float* y, int64_t rows, int width, float eps);
+  // y = (x - mean(x)) / sqrt(variance(x) + eps) * gain + shift for each row.
+  void (*layer_norm)(const float* x, const float* gain, const float* shift, float* y, int64_t rows, int width, float eps);
   // Rotates the pairs (i, i + head_dim/2) of every head of every row; angles: [rows][head_dim], cosines then sines.
   void (*rope)(const float* x, const float* angles, float* y, int64_t rows, int heads, int head_dim);
+  void (*gelu)(const float* x, float* y, int64_t n);
   void (*geglu)(const float* gate, const float* up, float* y, int64_t n);
   void (*add)(const float* a, const float* b, float* y, int64_t n);
+  // y[row * ldy + i] += bias[i] for i < n.
+  void (*add_bias)(float* y, size_t ldy, const float* bias, int64_t rows, int64_t n);
   void (*softcap)(const float* x, float* y, int64_t n, float cap);
   void (*mean_rows)(const float* x, float* y, int64_t rows, int width);
   void (*l2_normalize)(const float* x, float* y, int64_t rows, int width);

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gemmary.batch import Batch
+from gemmary.batch import Batch, Pixels, patches
 from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.config import Config
 from gemmary.engines import EngineInfo, Logits
@@ -18,6 +18,7 @@ from gemmary.engines.torch_ops import KeyValues, StepCache, TorchOps, Visible
 from gemmary.errors import GemmaryError
 from gemmary.model import decoder
 from gemmary.model.leaves import Leaves
+from gemmary.model.vision import Pictures
 from gemmary.quantize.leaves import Leaf
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -85,6 +86,18 @@ class TorchEngine:
         result: Logits = logits.cpu().numpy()
         return result
 
+    def see(self, pixels: Pixels, taps: dict[str, Logits] | None = None) -> Logits:
+        fed, rows = patches(self.config, pixels)
+        pictures = Pictures(
+            torch.from_numpy(fed.patches).to(self.device, self.dtype),
+            torch.from_numpy(fed.positions).to(self.device, torch.int64),
+            Visible.of(fed.visible, rows, self.device),
+        )
+        with torch.inference_mode():
+            seen = self.model.see(TorchOps(self.dtype, taps), pictures, StepCache([None] * len(rows), rows))
+        result: Logits = seen.float().cpu().numpy()
+        return result
+
     def embed(self, batch: Batch, taps: dict[str, Logits] | None = None) -> Logits:
         ops = self._ops(batch, taps)
         cache = StepCache([None] * len(batch.sequences), batch.sequences)
@@ -103,7 +116,12 @@ class TorchEngine:
             return torch.from_numpy(array).to(self.device, torch.int64)
 
         visible = {kind: Visible.of(spans, batch.sequences, self.device) for kind, spans in batch.visible.items()}
-        return decoder.Step(tensor(batch.tokens), tensor(batch.positions), dict(visible), tensor(batch.outputs))
+        pictures = None
+        if batch.pictures is not None:
+            rows, values = batch.pictures
+            pictures = tensor(rows), torch.from_numpy(values).to(self.device)
+        tokens, positions, outputs = tensor(batch.tokens), tensor(batch.positions), tensor(batch.outputs)
+        return decoder.Step(tokens, positions, dict(visible), outputs, pictures)
 
 
 def _dtype(name: str | None, table: Leaf) -> torch.dtype:

@@ -40,6 +40,19 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, eps)
 
 
+class LayerNorm(nn.Module):
+    """A norm's scale and shift [D]."""
+
+    def __init__(self, size: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size, device=device))
+        self.bias = nn.Parameter(torch.zeros(size, device=device))
+
+    def forward(self, x: Tensor, eps: float) -> Tensor:
+        scale, shift = self.weight.float(), self.bias.float()
+        return functional.layer_norm(x.float(), x.shape[-1:], scale, shift, eps).to(x.dtype)
+
+
 class Head(nn.Linear):
     """The vocabulary's scores, always float32: in bfloat16 many of them would tie."""
 
@@ -60,7 +73,7 @@ class TokenTable(NamedTuple):
 
     embedding: nn.Module
     head: nn.Module | None
-    """None in an embedding model."""
+    """None in an embedding model, and of a table of positions."""
 
 
 class KeyValues:
@@ -141,6 +154,10 @@ class TorchOps:
         result: Tensor = weight(x, eps)
         return result
 
+    def layer_norm(self, x: Tensor, weight: nn.Module, eps: float) -> Tensor:
+        result: Tensor = weight(x, eps)
+        return result
+
     def split_heads(self, x: Tensor, heads: int) -> Tensor:
         return x.view(x.shape[0], heads, -1)
 
@@ -175,6 +192,12 @@ class TorchOps:
 
     def geglu(self, gate: Tensor, up: Tensor) -> Tensor:
         return geglu(gate, up)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return functional.gelu(x.float(), approximate="tanh").to(x.dtype)
+
+    def place(self, x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+        return x.index_copy(0, rows, values.to(x.dtype))
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y

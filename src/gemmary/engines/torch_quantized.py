@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gemmary import _core
-from gemmary.engines.native import pack
+from gemmary.engines.native_weights import pack
 from gemmary.errors import GemmaryError
-from gemmary.quantize.leaves import Leaf, slices
+from gemmary.quantize.leaves import Affine, Leaf, slices
 from gemmary.quantize.pieces import piece
 
 TILE = 1 << 20
@@ -148,15 +148,17 @@ class _Product(torch.autograd.Function):
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer without bias on a frozen leaf [O, I] of any format: in place of an `nn.Linear`."""
+    """A linear layer on a frozen leaf [O, I] of any format: in place of an `nn.Linear`."""
 
     place: Tensor
+    bias: Tensor | None
 
     def __init__(self, leaf: Leaf, dtype: torch.dtype = torch.float32, format: str | None = None) -> None:
         """dtype: of the activations that it is fed, which `place` tells to what is put around it. format: see
         `PackedMatrix`."""
         super().__init__()
-        self.matrix = PackedMatrix(leaf, format)
+        self.matrix = PackedMatrix(leaf.weight if isinstance(leaf, Affine) else leaf, format)
+        self.register_buffer("bias", torch.tensor(leaf.bias) if isinstance(leaf, Affine) else None, persistent=False)
         self.out_features, self.in_features = self.matrix.shape
         self.register_buffer("place", torch.empty(0, dtype=dtype), persistent=False)
 
@@ -164,6 +166,8 @@ class QuantizedLinear(nn.Module):
         """x [..., I] in float32 or bfloat16 -> [..., O] in the same."""
         _check(x)
         out: Tensor = _Product.apply(x.reshape(-1, self.in_features), self.matrix)  # type: ignore[no-untyped-call]
+        if self.bias is not None:
+            out = (out.float() + self.bias).to(x.dtype)
         return out.view(*x.shape[:-1], self.out_features)
 
     def tile(self, start: int, stop: int) -> Tensor:

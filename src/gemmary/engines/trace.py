@@ -1,7 +1,7 @@
 """Records the model instead of running it: ops on named buffers, then a plan of where each buffer lives.
 
 `TraceOps` is an implementation of `ops/spec.Ops` whose arrays are `Value`s: rows of a kind (T tokens, R rows whose
-logits are wanted, S sequences) times a width. `compile_trace` hands what it records to the C++ program that replays it.
+logits are wanted, S sequences, P rows that come from elsewhere) times a width. `compile_trace` hands what it records to the C++ program that replays it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-IN_PLACE = frozenset({"rms_norm", "rope", "attention", "geglu", "add", "softcap", "l2_normalize"})
+IN_PLACE = frozenset(
+    {"rms_norm", "layer_norm", "rope", "attention", "gelu", "geglu", "add", "place", "softcap", "l2_normalize"}
+)
 """Operations whose result may take the place of an operand of its shape that nothing reads later."""
 
 
@@ -22,6 +24,8 @@ class Weight:
     data: Any
     adapters: Sequence[Any] = ()
     """What each adapter of the model adds to it, or None; empty where the model has none."""
+    bias: Any = None
+    """float32 [O] of a linear weight that has one; the shift of a `layer_norm`."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,16 @@ class TraceOps:
             last.settings[0].append(weight.data)
             if weight.adapters:
                 last.settings[1].append(weight.adapters)
+            last.settings[2].append(weight.bias)
             return out
         adapters = [weight.adapters] if weight.adapters else []
-        return self._record("linear", out, [x], [weight.data], adapters, label=weight.name)
+        return self._record("linear", out, [x], [weight.data], adapters, [weight.bias], label=weight.name)
 
     def rms_norm(self, x: Value, weight: Weight, eps: float) -> Value:
         return self._record("rms_norm", self._like(x), [x], weight.data, eps, label=weight.name)
+
+    def layer_norm(self, x: Value, weight: Weight, eps: float) -> Value:
+        return self._record("layer_norm", self._like(x), [x], weight.data, weight.bias, eps, label=weight.name)
 
     def split_heads(self, x: Value, heads: int) -> Value:
         return Value(x.buffer, x.rows, x.width, heads)
@@ -102,11 +110,17 @@ class TraceOps:
         out = self._record("attention", self.value("T", q.width), [q, k, v], *settings, label=f"layers.{layer}")
         return out, cache
 
+    def gelu(self, x: Value) -> Value:
+        return self._record("gelu", self._like(x), [x])
+
     def geglu(self, gate: Value, up: Value) -> Value:
         return self._record("geglu", self._like(gate), [gate, up])
 
     def add(self, x: Value, y: Value) -> Value:
         return self._record("add", self._like(x), [x, y])
+
+    def place(self, x: Value, rows: Any, values: Value) -> Value:
+        return self._record("place", self._like(x), [x, values])
 
     def take(self, x: Value, rows: Any) -> Value:
         return self._record("take", self.value("R", x.width), [x])
@@ -143,7 +157,7 @@ class Plan:
 
 def plan(trace: TraceOps, external: Sequence[int]) -> Plan:
     """Gives each buffer a place such that no two that are alive together share one. `external`: buffers that are the
-    caller's arrays 0, 1, 2, …; they keep what is written to them."""
+    caller's arrays 0, 1, 2, …, inputs or results; they keep what is written to them."""
     last_use = {b: i for i, instruction in enumerate(trace.instructions) for b in instruction.operands}
     result = Plan([], {buffer: Place(index, True) for index, buffer in enumerate(external)})
     # An operand that only becomes an external result is built in that array in the first place.

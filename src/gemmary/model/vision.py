@@ -6,6 +6,7 @@ decoder's width. A picture's patches lie in a row, line by line, and see each ot
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,18 +27,6 @@ class Pictures:
     """[P, 2] first and last place that each sees: all of its own picture."""
 
 
-def embeddings(ops: Ops, config: Config, weights: Leaves, pictures: Pictures, cache: Any) -> Any:
-    """Pictures as tokens of the decoder [P, D], to be put in the place of placeholders, unscaled."""
-    vision = config.vision
-    assert vision is not None
-    w = weights.vision()
-    x = ops.add(ops.linear(pictures.patches, w.patch), ops.embed(w.position, pictures.positions, 1.0))
-    for index in range(vision.num_layers):
-        x, cache = block(ops, vision, w.layer(index), index, x, pictures.visible, cache)
-    x = ops.layer_norm(x, w.final_norm, vision.layer_norm_eps)
-    return ops.tap("vision.embeddings", ops.linear(ops.tap("vision.hidden", x), w.projector))
-
-
 def block(ops: Ops, vision: VisionConfig, w: Leaves, index: int, x: Any, visible: Any, cache: Any) -> tuple[Any, Any]:
     """One layer: attention and MLP, each of the normalised stream and added to it. [P, C]"""
     normed = ops.layer_norm(x, w.attn_norm, vision.layer_norm_eps)
@@ -46,3 +35,25 @@ def block(ops: Ops, vision: VisionConfig, w: Leaves, index: int, x: Any, visible
     x = ops.add(x, ops.linear(out, w.o))
     inner = ops.gelu(ops.linear(ops.layer_norm(x, w.ffn_norm, vision.layer_norm_eps), w.up))
     return ops.tap(f"vision.layers.{index}.out", ops.add(x, ops.linear(inner, w.down))), cache
+
+
+def embeddings(
+    ops: Ops,
+    config: Config,
+    weights: Leaves,
+    pictures: Pictures,
+    cache: Any,
+    run_block: Callable[..., Any] = block,
+) -> Any:
+    """Pictures as tokens of the decoder [P, D], to be put in the place of placeholders, unscaled.
+
+    run_block: as in `decoder.hidden_states`.
+    """
+    vision = config.vision
+    assert vision is not None
+    w = weights.vision()
+    x = ops.add(ops.linear(pictures.patches, w.patch), ops.embed(w.position, pictures.positions, 1.0))
+    for index in range(vision.num_layers):
+        x, cache = run_block(ops, vision, w.layer(index), index, x, pictures.visible, cache)
+    x = ops.layer_norm(x, w.final_norm, vision.layer_norm_eps)
+    return ops.tap("vision.embeddings", ops.linear(ops.tap("vision.hidden", x), w.projector))

@@ -95,7 +95,11 @@ class Dense:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Rows of GGUF blocks: `data` is uint8 [rows, bytes a row]."""
+    """Rows of GGUF blocks: `data` is uint8 [rows, bytes a row].
+
+    Where the columns do not divide into blocks (the tower's 4,304), the last block is filled up with zeros. No file
+    format has that: it is what `quantized` makes, and what the kernels read as `padded_columns`.
+    """
 
     format: str
     shape: tuple[int, int]
@@ -106,10 +110,10 @@ class Blocks:
         return int(self.data.nbytes)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
-        return blocks.dequantize(self.format, self.data)
+        return blocks.dequantize(self.format, self.data)[:, : self.shape[1]]
 
     def rows(self, index: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
-        return blocks.dequantize(self.format, self.data[index])
+        return blocks.dequantize(self.format, self.data[index])[..., : self.shape[1]]
 
     def stored(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         return np.ascontiguousarray(self.data[start:stop]).reshape(-1)
@@ -121,7 +125,7 @@ class Blocks:
 @dataclass(frozen=True)
 class Packed:
     """The native kernels' panels (csrc/packed.h) of a weight in one of the other leaves' formats: `panels` is uint8
-    [bytes], 64-byte aligned. Nothing of the weight is lost in them."""
+    [bytes], 64-byte aligned. Nothing of the weight is lost in them, nor of the columns that fill up its last blocks."""
 
     format: str
     shape: tuple[int, int]
@@ -137,7 +141,7 @@ class Packed:
     def rows(self, index: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
         data = self._unpacked(index.reshape(-1).astype(np.int64))
         if self.format in blocks.BLOCK_SIZES:
-            found = blocks.dequantize(self.format, data)
+            found = blocks.dequantize(self.format, data)[:, : self.shape[1]]
         else:
             found = data.view(FLOATS[self.format]).astype(np.float32)
         return found.reshape(*index.shape, -1)
@@ -151,7 +155,8 @@ class Packed:
     def _unpacked(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         from gemmary import _core
 
-        return _core.unpack(self.format, *self.shape, self.panels, index)
+        rows, columns = self.shape
+        return _core.unpack(self.format, rows, padded_columns(self.format, columns), self.panels, index)
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,27 @@ class Affine:
 
     def release(self, start: int, stop: int) -> None:
         self.weight.release(start, stop)
+
+
+def padded_columns(format: str, columns: int) -> int:
+    """Columns of a matrix with those that fill up its last blocks."""
+    size, _ = blocks.BLOCK_SIZES.get(format, (1, 0))
+    return -(-columns // size) * size
+
+
+def quantized(leaf: Leaf, block_type: str) -> Leaf:
+    """A matrix in blocks (`Q8_0` or `Q4_0`), filled up with zero columns where its rows do not divide into them; an
+    `Affine` leaf keeps its bias.
+
+    Raises GemmaryError as `blocks.quantize`.
+    """
+    if isinstance(leaf, Affine):
+        return Affine(quantized(leaf.weight, block_type), leaf.bias)
+    dense = leaf.array if isinstance(leaf, Dense) else leaf.dequantize()
+    rows, columns = dense.shape
+    missing = padded_columns(block_type, columns) - columns
+    filled = np.pad(dense, ((0, 0), (0, missing))) if missing else dense
+    return Blocks(block_type, (rows, columns), blocks.quantize(block_type, filled))
 
 
 def slices(leaf: Leaf) -> Iterator[tuple[int, int]]:
