@@ -89,7 +89,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantize": {"_core", "errors"},
     "ops": {"quantize.leaves", "quantize.lora"},
     "model": {"config", "ops.spec"},
-    "batch": {"config", "model.masks"},
+    "batch": {"config", "model.masks", "model.vision"},
     "tokenizer": {"_core", "errors", "files"},
     "chat": {"errors", "tokenizer"},
     "checkpoints": {"_core", "config", "errors", "files", "memory", "quantize", "tokenizer", "zoo"},

@@ -235,6 +235,8 @@ class Model(Seeing):
 
     def chat_prompt(self, messages: str | Sequence[Message]) -> Prompt:
         """The conversation as ids, for `generate` or `stream`; what should be known about it is in its `.notices`."""
+        if self.config.prefix_lm:
+            raise GemmaryError(f"{self.name} does not chat: ask it about a picture, with `generate` and its `image`")
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         style = style_of(self.config.family, self.chat_template)

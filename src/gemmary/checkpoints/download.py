@@ -58,8 +58,8 @@ def pull(name: str, progress: Progress | None = None) -> Path:
     return hub.resolve(str(hub_name))
 
 
-def fetch_file(url: str, path: Path, sha256: str, progress: Progress | None = None) -> None:
-    """Fetches one file that lies outside the hub, unless it is there; broken off, it goes on where it was.
+def fetch_file(url: str, path: Path, sha256: str, size: int) -> None:
+    """Fetches one small file that lies outside the hub, unless it is there; broken off, it goes on where it was.
 
     It takes its name once its SHA-256 is the one that is expected. Raises GemmaryError, one line.
     """
@@ -72,7 +72,9 @@ def fetch_file(url: str, path: Path, sha256: str, progress: Progress | None = No
             return
         try:
             with _quiet_library(), open(partial, "ab") as stream:
-                http_get(url, stream, resume_size=stream.tell())
+                if stream.tell() > size:
+                    stream.truncate(0)
+                http_get(url, stream, resume_size=stream.tell(), expected_size=size)
         except Exception as error:  # the library's errors differ from one of its versions to the next
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise GemmaryError(f"cannot fetch {url} ({first}): fetch it elsewhere and put it at {path}") from error

@@ -15,7 +15,8 @@ FILE = "vae-oid.npz"
 URL = f"https://storage.googleapis.com/big_vision/paligemma/{FILE}"
 """Where big_vision publishes it (its `evaluators/proj/paligemma/transfers/segmentation.py`)."""
 SHA256 = "5586010257b8536dddefab65e7755077f21d5672d5674dacf911f73ae95a4447"
-"""As the pointer of a published Git LFS copy of it states it (8,479,556 bytes)."""
+"""As the pointer of a published Git LFS copy of it states it, with its size."""
+SIZE = 8_479_556
 
 
 def open_codec(weights: Path) -> MaskCodec:
@@ -29,7 +30,7 @@ def open_codec(weights: Path) -> MaskCodec:
     path = cache_folder() / FILE
     if not path.is_file():
         try:
-            fetch_file(URL, path, SHA256)
+            fetch_file(URL, path, SHA256, SIZE)
         except GemmaryError as error:
             raise GemmaryError(f"masks need {FILE}, which decodes them: {error}") from None
     return MaskCodec.open(path)
