@@ -61,6 +61,15 @@ SAME_AS = {
     "gemma-3-27b-pt": ["gemma-3-27b-it"],
     "embeddinggemma-300m": [],
 }
+# What sees: the decoder, and the parameters in all by the side of the pictures (spec §1.3).
+PALIGEMMA = {
+    "paligemma-3b": ("gemma-2b", {224: 2_923_335_408, 448: 2_924_220_144, 896: 2_927_759_088}),
+    "paligemma2-3b": ("gemma-2-2b", {224: 3_032_094_960, 448: 3_032_979_696, 896: 3_036_518_640}),
+    "paligemma2-10b": ("gemma-2-9b", {224: 9_662_409_456, 448: 9_663_294_192, 896: 9_666_833_136}),
+    "paligemma2-28b": ("gemma-2-27b", {224: 27_650_192_112, 448: 27_651_076_848, 896: 27_654_615_792}),
+}
+SEEING = [f"{name}-pt-{side}" for name in PALIGEMMA for side in (224, 448, 896)]
+SEEING += [f"{name}-mix-{side}" for name in PALIGEMMA for side in (224, 448)]
 EMBEDDING_SCALES = {
     640: 25.25, 768: 27.75, 1152: 34.0, 2048: 45.25, 2304: 48.0, 3072: 55.5,
     2560: 50.5, 3584: 59.75, 3840: 62.0, 4608: 68.0, 5376: 73.5,
@@ -128,8 +137,26 @@ def test_sizes(name: str) -> None:
     assert c.bidirectional == (name == "embeddinggemma-300m")
 
 
-def test_every_released_text_checkpoint_has_a_row_and_no_other() -> None:
-    named = {*SAME_AS, *(name for names in SAME_AS.values() for name in names)}
+@pytest.mark.parametrize("name", SEEING)
+def test_what_sees(name: str) -> None:
+    c = config(name)
+    size, _, rest = name.partition("-pt-" if "-pt-" in name else "-mix-")
+    decoder, totals = PALIGEMMA[size]
+    side = int(rest)
+    assert c.vision is not None
+    assert (c.vision.image_size, c.vision.num_patches) == (side, {224: 256, 448: 1024, 896: 4096}[side])
+    assert c.total_parameters == totals[side]
+    assert c.vision.parameters == {224: 412_442_352, 448: 413_327_088, 896: 416_866_032}[side]
+    assert c.prefix_lm
+    assert (c.vocab_size, c.image_token_id) == (257_152, 257_152)
+    assert (c.kinds, c.sliding_window, c.final_logit_softcap) == (("global",), None, None)
+    assert c.attn_logit_softcap == config(decoder).attn_logit_softcap
+    assert c.layer_parameters == config(decoder).layer_parameters
+    assert zoo.get(name).tuning == ("mix" if "-mix-" in name else "pretrained")
+
+
+def test_every_released_checkpoint_has_a_row_and_no_other() -> None:
+    named = {*SAME_AS, *SEEING, *(name for names in SAME_AS.values() for name in names)}
     assert {row.name for row in zoo.ZOO} == named
     assert len(zoo.ZOO) == len(named)
     for row in zoo.ZOO:
@@ -148,7 +175,8 @@ def test_tuning() -> None:
     assert tuned["fill-in-the-middle"] == {"codegemma-2b", "codegemma-1.1-2b", "codegemma-7b"}
     assert tuned["safety"] == {"shieldgemma-2b", "shieldgemma-9b", "shieldgemma-27b"}
     assert tuned["embedding"] == {"embeddinggemma-300m"}
-    assert tuned["pretrained"] == set(COUNTS)
+    assert tuned["mix"] == {name for name in SEEING if "-mix-" in name}
+    assert tuned["pretrained"] == set(COUNTS) | {name for name in SEEING if "-pt-" in name}
 
 
 @pytest.mark.parametrize("name", GLOBAL_LAYERS)

@@ -190,7 +190,7 @@ class Config:
         return self.parameters + self.dense_parameters + self.vision_parameters
 
     def weight_bytes(self, bits: float = 16) -> int:
-        return int(self.total_parameters * bits / 8)
+        return int((self.parameters + self.vision_parameters) * bits / 8)
 
     def kv_bytes_per_token(self, element_bytes: int = 2) -> int:
         """Bytes that one more token takes in all layers if no layer is windowed."""

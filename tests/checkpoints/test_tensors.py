@@ -18,7 +18,10 @@ CONFIGS = list({row.config: row.name for row in ZOO}.items())
 @pytest.mark.parametrize("config", [c for c, _ in CONFIGS], ids=[n for _, n in CONFIGS])
 def test_table_has_every_parameter(config: Config) -> None:
     table = tensors(config)
-    assert sum(prod(t.shape) for t in table if not t.is_pooled_dense) == config.parameters
+    decoder = [t for t in table if not t.is_pooled_dense and not t.name.startswith("vision.")]
+    assert sum(prod(t.shape) for t in decoder) == config.parameters
+    tower = [t for t in table if t.name.startswith("vision.")]
+    assert sum(prod(t.shape) + t.bias * t.shape[0] for t in tower) == config.vision_parameters
     assert sum(prod(t.shape) for t in table if t.is_pooled_dense) == config.dense_parameters
     for names in ([t.name for t in table], [t.hugging_face for t in table], [t.gguf for t in table]):
         assert len(set(names)) == len(table)

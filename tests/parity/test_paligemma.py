@@ -5,7 +5,7 @@ The weights are bfloat16 already, so that what is left of a bfloat16 engine's er
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from gemmary.batch import Batch, Chunk
-from gemmary.checkpoints import Checkpoint, open_checkpoint
-from gemmary.config import Config
+from gemmary.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
+from gemmary.checkpoints.random_weights import random_checkpoint
+from gemmary.config import Config, VisionConfig
 from gemmary.engines import open_engine
-from gemmary.quantize.leaves import Leaf, quantized
+from gemmary.errors import GemmaryError
+from gemmary.quantize.leaves import Affine, Leaf, quantized
 from tests.parity.peers import torch, transformers
 from tests.runs import ENGINES, Array, Lookup, Precision, relative_error, relative_rms, why_absent
 
@@ -24,6 +26,8 @@ SIZE = 12
 """Of the pictures: 3 x 3 patches of 4 x 4 pixels."""
 PATCHES = 9
 VOCABULARY = 120
+WIDE = VisionConfig(SIZE, 2, 32, 2, 41, 4)
+"""A tower whose second matrix has rows that do not divide into blocks."""
 
 each_engine = pytest.mark.parametrize("precision", ENGINES, ids=lambda p: p.name)
 each_generation = pytest.mark.parametrize("generation", ["gemma", "gemma2"])
@@ -160,6 +164,64 @@ def test_decoding_after_a_prefix(peers: Any, generation: str, precision: Precisi
         chunk = Chunk(ids[place : place + 1], start=place, prefix=len(start))
         rows.append(engine.step(Batch.of(config, [chunk]), [cache]))
     assert relative_error(np.concatenate(rows), theirs(model, ids, seen, len(start))) < precision.worst
+
+
+@each_generation
+def test_what_is_written_is_read_the_same(peers: Any, generation: str, tmp_path: Path) -> None:
+    model, folder = peers[generation]
+    ours, _ = opened(folder)
+    save_checkpoint(Named(ours), tmp_path / "written", shard_bytes=20_000)
+    again, config = opened(tmp_path / "written")
+    assert config == ours.config
+    assert again.notices == []
+    for name in ours.names():
+        assert np.array_equal(again.lookup(name).dequantize(), ours.lookup(name).dequantize())
+    theirs_again = transformers.PaliGemmaForConditionalGeneration.from_pretrained(tmp_path / "written")
+    held = dict(model.named_parameters())
+    for name, weight in theirs_again.named_parameters():
+        assert torch.equal(weight, held[name])
+
+
+@each_generation
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "int8"])
+def test_panels_hold_the_same(peers: Any, generation: str, dtype: str | None, tmp_path: Path) -> None:
+    config = opened(peers[generation][1])[1]
+    wide = replace(config, hidden_size=64, head_dim=16, query_pre_attn_scalar=16, intermediate_size=96, vision=WIDE)
+    source = Named(random_checkpoint(wide if dtype == "int8" else config, "random:tiny", None, 0))
+    save_checkpoint(source, tmp_path / "p", format="packed", dtype=dtype)
+    packed = open_checkpoint(tmp_path / "p")
+    assert packed.config == source.config
+    assert packed.names() == source.checkpoint.names()
+    for name in packed.names():
+        mine, theirs = packed.lookup(name), source.lookup(name)
+        assert isinstance(mine, Affine) == isinstance(theirs, Affine)
+        if isinstance(mine, Affine) and isinstance(theirs, Affine):
+            assert np.array_equal(mine.bias, theirs.bias)
+        assert relative_error(mine.dequantize(), theirs.dequantize()) < (0.01 if dtype == "int8" else 1e-9)
+
+
+@each_generation
+def test_gguf_is_refused(peers: Any, generation: str, tmp_path: Path) -> None:
+    ours, _ = opened(peers[generation][1])
+    with pytest.raises(GemmaryError, match="sees pictures"):
+        save_checkpoint(Named(ours), tmp_path / "x.gguf", format="gguf")
+
+
+@dataclass
+class Named:
+    """A checkpoint without a tokenizer, as a source."""
+
+    checkpoint: Checkpoint
+    tokenizer: None = None
+    chat_template: None = None
+    name: str = "tiny"
+
+    @property
+    def config(self) -> Config:
+        return self.checkpoint.config
+
+    def lookup(self, name: str) -> Leaf:
+        return self.checkpoint.lookup(name)
 
 
 def test_pictures_must_fill_their_places(peers: Any) -> None:

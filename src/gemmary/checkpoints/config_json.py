@@ -127,10 +127,12 @@ def _paligemma(data: dict[str, Any], notices: list[str]) -> Config:
     text, seen = data.get("text_config"), data.get("vision_config")
     if not isinstance(text, dict) or not isinstance(seen, dict) or text.get("model_type") not in _PALIGEMMA:
         raise GemmaryError("config.json: text_config (gemma or gemma2) or vision_config is missing")
-    ids = {"vocab_size": 257_216, **{k: v for k, v in text.items() if v is not None}}
-    decoder = read_config({**ids, "model_type": text["model_type"], "use_bidirectional_attention": None}, notices)
+    rows = text.get("vocab_size") or 257_216
+    decoder = read_config({**text, "vocab_size": rows, "use_bidirectional_attention": None}, notices)
     if (place := data.get("image_token_index", decoder.vocab_size)) != decoder.vocab_size:
-        raise GemmaryError(f"config.json: image_token_index is {show(place)}, not the {decoder.vocab_size} after the text's")
+        raise GemmaryError(
+            f"config.json: image_token_index is {show(place)}, not the {decoder.vocab_size} after the text's"
+        )
     get = Fields("config.json", {k: v for k, v in seen.items() if v is not None}, "")
     try:
         vision = VisionConfig(

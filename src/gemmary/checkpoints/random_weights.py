@@ -100,17 +100,24 @@ def _weight(tensor: Tensor, format: str, source: np.random.SFC64) -> Leaf:
     deviation = (2.0 if tensor.name == "embed" else 1.0) * columns**-0.5
     if format == "BF16":
         return Dense(_bfloat16(source, rows * columns, deviation).reshape(rows, columns))
-    width = row_bytes(format, padded_columns(format, columns))
+    stored = _columns(tensor, format)
+    width = row_bytes(format, stored)
     data = _bits(source, rows * width).reshape(-1, BLOCK_SIZES[format][1])
     _scale(source, format, data, deviation)
-    if filled := padded_columns(format, columns) - columns:
-        data.reshape(rows, width)[:, -filled:] = 0  # Q8_0, a byte a code
+    if stored > columns:
+        data.reshape(rows, width)[:, columns - stored :] = 0  # Q8_0, a byte a code
     return Blocks(format, (rows, columns), data.reshape(rows, width))
 
 
 def _made_bytes(tensor: Tensor, format: str) -> int:
-    shape = (*tensor.shape[:-1], padded_columns(format, tensor.shape[-1]))
+    shape = (*tensor.shape[:-1], _columns(tensor, format))
     return stored_bytes(format, shape) + 4 * tensor.shape[0] * tensor.bias
+
+
+def _columns(tensor: Tensor, format: str) -> int:
+    """With those that fill up the last blocks of a row, which the tower's matrices may have."""
+    columns = tensor.shape[-1]
+    return padded_columns(format, columns) if tensor.bias else columns
 
 
 def _bits(source: np.random.SFC64, nbytes: int) -> npt.NDArray[np.uint8]:
