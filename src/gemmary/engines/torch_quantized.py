@@ -73,13 +73,13 @@ class PackedMatrix:
             raise GemmaryError(f"only matrices stay quantized, not a weight of shape {leaf.shape}")
         self.shape = (leaf.shape[0], leaf.shape[1])
         self.format = format or leaf.format
-        self._columns = padded_columns(self.format, leaf.shape[1])
+        self._columns = leaf.shape[1] if self.format != leaf.format else padded_columns(self.format, leaf.shape[1])
         runtime = _runtime(torch.get_num_threads())
         try:
             if self.format == leaf.format:
                 self._packed = pack(runtime, leaf, self.format)
                 return
-            self._packed = _core.PackedWeight(runtime, self.format, self.shape[0], self._columns)
+            self._packed = _core.PackedWeight(runtime, self.format, *self.shape)
             for start, stop in slices(leaf):
                 self._packed.pack(runtime, start, piece(leaf, start, stop, self.format))
                 leaf.release(start, stop)
