@@ -43,13 +43,19 @@ def test_the_public_names_are_frozen() -> None:
     [
         ("load", ["name", "engine", "threads", "dtype", "quant", "kv_dtype", "context", "draft", "adapter", "isa"]),
         ("save", ["model", "path", "format", "dtype", "shard_bytes"]),
-        ("Model.generate", ["self", "prompt", "adapter", "options"]),
-        ("Model.stream", ["self", "prompt", "adapter", "options"]),
+        ("Model.generate", ["self", "prompt", "image", "adapter", "options"]),
+        ("Model.stream", ["self", "prompt", "image", "adapter", "options"]),
+        ("Model.caption", ["self", "image", "lang", "options"]),
+        ("Model.answer", ["self", "image", "question", "lang", "options"]),
+        ("Model.ocr", ["self", "image", "options"]),
+        ("Model.detect", ["self", "image", "labels", "merge_iou", "options"]),
+        ("Model.segment", ["self", "image", "labels", "merge_iou", "options"]),
+        ("Model.find_objects", ["self", "images", "labels", "has_masks", "options"]),
         ("Model.chat", ["self", "messages", "adapter", "options"]),
         ("Model.chat_prompt", ["self", "messages"]),
         ("Model.fill_in_the_middle", ["self", "before", "after", "adapter", "options"]),
         ("Model.embed", ["self", "texts", "prompt", "title", "dimensions", "adapter"]),
-        ("Model.logits", ["self", "ids", "adapter"]),
+        ("Model.logits", ["self", "ids", "pixels", "adapter"]),
         ("Model.score", ["self", "ids", "adapter"]),
         ("Model.close", ["self"]),
     ],
@@ -322,7 +328,7 @@ def test_logits_are_of_every_position_and_scores_of_every_next_token(monkeypatch
     whole = model.logits(ids)
     assert whole.shape == (23, model.config.vocab_size)
     assert whole.dtype == np.float32
-    monkeypatch.setattr("gemmary.loaded._LOGIT_BYTES", 5 * 4 * model.config.vocab_size)  # five rows at a time
+    monkeypatch.setattr("gemmary.scores._LOGIT_BYTES", 5 * 4 * model.config.vocab_size)  # five rows at a time
     np.testing.assert_allclose(model.logits(ids), whole, atol=2e-4)
     exact = whole.astype(np.float64)
     exact -= np.log(np.exp(exact).sum(axis=1, keepdims=True))

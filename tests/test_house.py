@@ -89,15 +89,16 @@ ALLOWED: dict[str, set[str]] = {
     "quantize": {"_core", "errors"},
     "ops": {"quantize.leaves", "quantize.lora"},
     "model": {"config", "ops.spec"},
-    "batch": {"config", "model.masks"},
+    "batch": {"config", "model.masks", "model.vision"},
     "tokenizer": {"_core", "errors", "files"},
     "chat": {"errors", "tokenizer"},
     "checkpoints": {"_core", "config", "errors", "files", "memory", "quantize", "tokenizer", "zoo"},
     "engines": {"_core", "batch", "checkpoints.tensors", "config", "errors", "memory", "model", "ops", "quantize"},
     "generate": {"batch", "config", "engines", "errors", "memory"},
+    "vision": {"checkpoints", "config", "errors", "generate", "tokenizer"},
 }
 """For each room, the modules (with what is below them) that it may import besides itself."""
-TOOLS = {"adapters", "bench", "cli", "drafting", "embedding", "serve", "taps", "tune", "verify"}
+TOOLS = {"adapters", "bench", "cli", "drafting", "embedding", "scores", "seeing", "serve", "taps", "tune", "verify"}
 ABOVE = {"__init__", "__main__", "api", "loaded"} | TOOLS
 """What ties the rooms together: may import any of them, and none of them imports it."""
 PROTOCOL = {"Engine", "EngineInfo", "Logits"}

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from gemmary import zoo
+from gemmary import scores, zoo
 from gemmary.adapters import ONLY, Asked, Choice, number_of
-from gemmary.batch import Batch, Chunk
 from gemmary.chat import Message, Prompt, encode_chat, fill_in_the_middle, looks_like_gemma, style_of
 from gemmary.checkpoints import Checkpoint
 from gemmary.checkpoints.peft import Adapter, AdapterConfig
@@ -23,26 +23,27 @@ from gemmary.drafting import draft_guesser
 from gemmary.engines import Engine, EngineInfo
 from gemmary.errors import GemmaryError
 from gemmary.generate import Completion, SamplingOptions, SamplingParams, Scheduler, Stream
+from gemmary.generate.params import Allowed, TextOptions
 from gemmary.generate.request import Request
-from gemmary.generate.sampling import log_softmax_at
-from gemmary.generate.scheduler import STEP_TOKENS
+from gemmary.generate.sight import Picture
 from gemmary.generate.text import TextStream
-from gemmary.memory import require
 from gemmary.quantize.leaves import Leaf
+from gemmary.scores import are_ids
+from gemmary.seeing import PictureCompletion, PictureOptions, Seeing, answer_tokens, open_pictures, seen
 from gemmary.tokenizer import Tokenizer
+from gemmary.vision.prompt import prompt_ids
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Ids = Sequence[int]
-_LOGIT_BYTES = 64 << 20
 
 
 class GemmaryWarning(UserWarning):
     """Something was done that the caller may not expect. The same lines stand in `notices`."""
 
 
-class Model:
+class Model(Seeing):
     """A loaded model. `load` makes it.
 
     Any thread may call it; calls share the steps of one scheduler. Everything raises GemmaryError for what cannot be
@@ -139,7 +140,7 @@ class Model:
 
     @overload
     def generate(
-        self, prompt: str | Ids | Prompt, *, adapter: Asked = ONLY, **options: Unpack[SamplingOptions]
+        self, prompt: str | Ids | Prompt, *, adapter: Asked = ONLY, **options: Unpack[TextOptions]
     ) -> Completion: ...
 
     @overload
@@ -148,24 +149,43 @@ class Model:
         prompt: list[str] | list[Ids] | list[list[int]] | list[Prompt],
         *,
         adapter: Asked | Sequence[str | None] = ONLY,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[TextOptions],
     ) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self, prompt: str | Ids = "", *, image: Any, adapter: Asked = ONLY, **options: Unpack[PictureOptions]
+    ) -> PictureCompletion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | list[Ids] | list[list[int]],
+        *,
+        image: Any,
+        adapter: Asked | Sequence[str | None] = ONLY,
+        **options: Unpack[PictureOptions],
+    ) -> list[PictureCompletion]: ...
 
     def generate(
         self,
-        prompt: Any,
+        prompt: Any = "",
         *,
+        image: Any = None,
         adapter: Asked | Sequence[str | None] = ONLY,
-        **options: Unpack[SamplingOptions],
-    ) -> Completion | list[Completion]:
+        **options: Unpack[PictureOptions],
+    ) -> Any:
         """What the model writes after a prompt; after each of a list of prompts, in shared steps.
 
         prompt: a text (BOS is put before it, once, also where it begins with `<bos>`), ids (taken as they are), or
-        what `chat_prompt` returns; or a list of these. adapter: see `adapters`; with a list of prompts, one for all or
-        a list of as many. options: see `SamplingParams`. The same seed gives a prompt the same text alone and in a
-        list.
+        what `chat_prompt` returns; or a list of these. image: what it is about (see `caption`), or a list of several
+        pictures; with a list of prompts, one for all or a list of as many. resize: "big_vision" or "transformers", by
+        whose way the picture becomes pixels. allowed: which tokens may come after those so far. adapter: see
+        `adapters`; with a list of prompts, one for all or a list of as many. options: see `SamplingParams`; about a
+        picture the text is greedy unless `temperature` is given. The same seed gives a prompt the same text alone and
+        in a list.
         """
-        many = isinstance(prompt, Sequence) and not isinstance(prompt, str | Prompt) and not _are_ids(prompt)
+        many = isinstance(prompt, Sequence) and not isinstance(prompt, str | Prompt) and not are_ids(prompt)
         prompts = list(prompt) if many else [prompt]
         chosen: list[Asked] = []
         if adapter is None or isinstance(adapter, str | Choice):
@@ -174,23 +194,31 @@ class Model:
             chosen = list(adapter)
         else:
             raise GemmaryError(f"a list of {len(adapter)} adapters goes with a list of as many prompts")
-        params = SamplingParams.of(options)
+        shown = open_pictures(self, image, options.pop("resize", "big_vision"), len(prompts) if many else None)
+        allowed, params = options.pop("allowed", None), _params(options, image)
         with ExitStack() as open_streams:
             streams = [
-                open_streams.enter_context(self._stream(each, params, named))
-                for each, named in zip(prompts, chosen, strict=True)
+                open_streams.enter_context(self._stream(each, params, named, pictures, allowed))
+                for each, named, pictures in zip(prompts, chosen, shown, strict=True)
             ]
             completions = [stream.read() for stream in streams]
         return completions if many else completions[0]
 
     def stream(
-        self, prompt: str | Ids | Prompt, *, adapter: Asked = ONLY, **options: Unpack[SamplingOptions]
+        self,
+        prompt: str | Ids | Prompt = "",
+        *,
+        image: Any = None,
+        adapter: Asked = ONLY,
+        **options: Unpack[PictureOptions],
     ) -> Stream:
         """Like `generate`, for one prompt, in pieces as they come: `for piece in model.stream(…): print(piece.text)`.
 
         Closing it, or dropping it, cancels.
         """
-        return self._stream(prompt, SamplingParams.of(options), adapter)
+        (pictures,) = open_pictures(self, image, options.pop("resize", "big_vision"), None)
+        allowed = options.pop("allowed", None)
+        return self._stream(prompt, _params(options, image), adapter, pictures, allowed)
 
     def chat(
         self,
@@ -207,6 +235,8 @@ class Model:
 
     def chat_prompt(self, messages: str | Sequence[Message]) -> Prompt:
         """The conversation as ids, for `generate` or `stream`; what should be known about it is in its `.notices`."""
+        if self.config.prefix_lm:
+            raise GemmaryError(f"{self.name} does not chat: ask it about a picture, with `generate` and its `image`")
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         style = style_of(self.config.family, self.chat_template)
@@ -265,48 +295,20 @@ class Model:
         """What a `Chunk` calls an adapter. Raises GemmaryError for a name that is not there, or none of several."""
         return number_of(list(self.adapters), adapter)
 
-    def logits(self, ids: Ids, *, adapter: Asked = ONLY) -> npt.NDArray[np.float32]:
-        """Scores of the next token after each token of `ids`: float32 [T, V]. It is the only array of that size."""
-        ids = self._checked(ids)
-        needed = 4 * len(ids) * self.config.vocab_size
-        require(needed, f"an array of logits [{len(ids)}, {self.config.vocab_size}]", "use `score`, or fewer ids")
-        out = np.empty((len(ids), self.config.vocab_size), dtype=np.float32)
-        for start, rows in self._logit_rows(ids, self.adapter_number(adapter)):
-            out[start : start + len(rows)] = rows
-        return out
+    def logits(
+        self, ids: Ids, *, pixels: npt.ArrayLike | None = None, adapter: Asked = ONLY
+    ) -> npt.NDArray[np.float32]:
+        """Scores of the next token after each token of `ids`: float32 [T, V]. It is the only array of that size.
+
+        pixels: float32 [images, rows, columns, 3] in [-1, 1], whose tokens stand in the places that `ids` has for them
+        (`config.image_token_id`); such a prompt, and any of a model that reads prompts so (PaliGemma), sees itself
+        whole.
+        """
+        return scores.logits(self, ids, pixels, self.adapter_number(adapter))
 
     def score(self, ids: Ids, *, adapter: Asked = ONLY) -> npt.NDArray[np.float32]:
         """Log-probability (natural) of each token after those before it: float32 [T - 1], the first has none."""
-        ids = self._checked(ids)
-        out = np.empty(len(ids) - 1, dtype=np.float32)
-        if not len(out):
-            return out
-        for start, rows in self._logit_rows(ids[:-1], self.adapter_number(adapter)):
-            for index, row in enumerate(rows, start):
-                out[index] = log_softmax_at(row, np.array([ids[index + 1]]))[0]
-        return out
-
-    def _logit_rows(self, ids: Ids, adapter: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """(first row, logits [rows, V]) of consecutive pieces of `ids`."""
-        cache = self.engine.new_cache(len(ids))
-        count = min(STEP_TOKENS, max(1, _LOGIT_BYTES // (4 * self.config.vocab_size)))
-        for start in range(0, len(ids), count):
-            chunk = Chunk(ids[start : start + count], start, outputs="all", adapter=adapter)
-            batch = Batch.of(self.config, [chunk])
-            with self.scheduler.lock:
-                rows = self.engine.step(batch, [cache])
-            yield start, rows
-
-    def _checked(self, ids: Ids) -> list[int]:
-        if self.config.bidirectional:
-            raise GemmaryError(f"{self.name} is an encoder: it has no next-token scores; use `embed`")
-        if not _are_ids(ids) or not len(ids):
-            raise GemmaryError("logits and scores are of a non-empty list of token ids: encode the text first")
-        if len(ids) > self.context:
-            raise GemmaryError(f"{len(ids):,} tokens do not fit the context of {self.context:,}")
-        if min(ids) < 0 or max(ids) >= self.config.vocab_size:
-            raise GemmaryError(f"a token id is outside the vocabulary (0 to {self.config.vocab_size - 1})")
-        return [int(i) for i in ids]
+        return scores.score(self, ids, self.adapter_number(adapter))
 
     # Ending it ----------------------------------------------------------------------------------------------------
 
@@ -323,7 +325,14 @@ class Model:
     def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
 
-    def _stream(self, prompt: str | Ids | Prompt, params: SamplingParams, adapter: Any) -> Stream:
+    def _stream(
+        self,
+        prompt: str | Ids | Prompt,
+        params: SamplingParams,
+        adapter: Any,
+        pictures: tuple[Picture, ...] = (),
+        allowed: Allowed | None = None,
+    ) -> Stream:
         if self.config.bidirectional:
             raise GemmaryError(f"{self.name} is an encoder and writes no text: use `embed`")
         tokenizer = self.tokenizer
@@ -334,11 +343,16 @@ class Model:
             if prompt.startswith(bos):  # as in a prompt that another tool rendered
                 prompt = prompt.removeprefix(bos)
                 notices = (f"the text begins with {bos}: that is read as the token, which stands there once anyway",)
-            ids: Ids = tokenizer.encode(prompt, bos=True)
+            sees = self.config.prefix_lm
+            ids: Ids = (
+                prompt_ids(tokenizer, self.config, prompt, len(pictures))
+                if sees
+                else tokenizer.encode(prompt, bos=True)
+            )
         elif isinstance(prompt, Prompt):
             ids, notices = prompt.ids, prompt.notices
             stops |= prompt.stop_ids
-        elif _are_ids(prompt):
+        elif are_ids(prompt):
             ids = [int(i) for i in prompt]
         else:
             raise GemmaryError("a prompt is a text, a list of token ids, or what chat_prompt returns")
@@ -347,7 +361,12 @@ class Model:
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         text = TextStream(tokenizer.stream(), params.stop_strings)
         number = self.adapter_number(adapter)
-        return Stream(self.scheduler, Request(ids, params, text, frozenset(stops), seed=seed, adapter=number), notices)
+        if pictures and params.max_tokens is None:
+            params = replace(params, max_tokens=answer_tokens(self, ids))
+        prefix = len(ids) if self.config.prefix_lm else 0
+        request = Request(ids, params, text, frozenset(stops), prefix, seed, number, pictures, allowed)
+        told = (lambda completion: seen(self, completion, pictures)) if pictures else None
+        return Stream(self.scheduler, request, notices, told)
 
 
 def warn(notices: Iterable[str]) -> None:
@@ -356,9 +375,5 @@ def warn(notices: Iterable[str]) -> None:
         warnings.warn(notice, GemmaryWarning, stacklevel=3)
 
 
-def _are_ids(value: object) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes | Prompt):
-        return False
-    return bool(value) and all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in value)
+def _params(options: SamplingOptions, image: Any) -> SamplingParams:
+    return SamplingParams.of(options if image is None else {"temperature": 0.0, **options})

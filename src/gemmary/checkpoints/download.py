@@ -58,6 +58,32 @@ def pull(name: str, progress: Progress | None = None) -> Path:
     return hub.resolve(str(hub_name))
 
 
+def fetch_file(url: str, path: Path, sha256: str, size: int) -> None:
+    """Fetches one small file that lies outside the hub, unless it is there; broken off, it goes on where it was.
+
+    It takes its name once its SHA-256 is the one that is expected. Raises GemmaryError, one line.
+    """
+    from huggingface_hub.file_download import http_get
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".gemmary-partial")
+    with _locked(path.with_name(path.name + ".lock")):
+        if path.is_file():
+            return
+        try:
+            with _quiet_library(), open(partial, "ab") as stream:
+                if stream.tell() > size:
+                    stream.truncate(0)
+                http_get(url, stream, resume_size=stream.tell(), expected_size=size)
+        except Exception as error:  # the library's errors differ from one of its versions to the next
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise GemmaryError(f"cannot fetch {url} ({first}): fetch it elsewhere and put it at {path}") from error
+        if _sha256(partial) != sha256:
+            partial.unlink()
+            raise GemmaryError(f"{url} arrived damaged (SHA-256 differs): try again")
+        os.replace(partial, path)
+
+
 def select_files(files: dict[str, int], hub_name: HubName) -> list[str]:
     """Which files of a repository (name to bytes) a model needs: its weights in one format, config and tokenizer."""
     weights = [f for f in files if PurePosixPath(f).suffix == ".safetensors" and "/" not in f]

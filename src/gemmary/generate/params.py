@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
+
+import numpy as np
+import numpy.typing as npt
 
 from gemmary.errors import GemmaryError
+
+Allowed: TypeAlias = "Callable[[Sequence[int]], Sequence[int] | npt.NDArray[np.integer[Any]] | None]"
+"""Which tokens may come after those generated so far: at least one, or None for any. A function of these alone."""
 
 MAX_LOGPROBS = 100
 """Alternatives that may be asked for at each token: more would cost memory and tell nothing."""
@@ -27,6 +33,13 @@ class SamplingOptions(TypedDict, total=False):
     logprobs: int | None
     ignore_eos: bool
     speculate: bool
+
+
+class TextOptions(SamplingOptions, total=False):
+    """Those of `generate` and `stream`."""
+
+    allowed: Allowed | None
+    """Which tokens may come next; None: any."""
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,17 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from gemmary.generate.params import SamplingParams
+from gemmary.generate.params import Allowed, SamplingParams
 from gemmary.generate.sampling import likeliest, log_softmax_at, sample
 from gemmary.generate.text import TextStream
+
+if TYPE_CHECKING:
+    from gemmary.generate.sight import Picture
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -103,11 +106,17 @@ class Request:
     seed: int = 0
     adapter: int = 0
     """Number of the adapter that all of its keys and logits are computed with; 0: none."""
+    pictures: tuple[Picture, ...] = ()
+    """What stands in the places that the prompt has for them, in its order."""
+    allowed: Allowed | None = None
+    """What each token is chosen from; log-probabilities stay those of the model."""
 
     max_tokens: int = 0
     """Set on submission: what was asked for, or what the context leaves."""
     kv_bytes: int = 0
     cache: Any = None
+    capacity: int = 0
+    """Tokens that it has room for: those of prompt and answer, or more where it served before."""
     computed: int = 0
     """Tokens whose keys the cache holds."""
     generated: list[int] = field(default_factory=list)
@@ -137,6 +146,11 @@ class Request:
     @property
     def length(self) -> int:
         return len(self.prompt) + len(self.generated)
+
+    @property
+    def candidates(self) -> int:
+        """As `SamplingParams.candidates`: a token that may not be chosen can be among the largest."""
+        return self.params.candidates if self.allowed is None else 0
 
     @property
     def decoding(self) -> bool:
@@ -174,7 +188,7 @@ class Request:
         """Chooses the next token from its row of logits [V], and ends the request where that token ends it."""
         index = len(self.generated)
         history = [*self.prompt, *self.generated] if self.params.repetition_penalty != 1 else ()
-        token = sample(logits, self.params, history, self.seed, index)
+        token = sample(self._permitted(logits), self.params, history, self.seed, index)
         self.generated.append(token)
         self.last_token_at = time.perf_counter()
         if index == 0:
@@ -191,6 +205,15 @@ class Request:
         value, top = (logprob.logprob, logprob.top) if logprob else (None, ())
         self.unread.append(Piece(text, token, value, top, reason))
         self.finish_reason = reason  # after the piece: a reader in another thread takes it to be the last one
+
+    def _permitted(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The logits with -inf for each token that may not come now."""
+        ids = None if self.allowed is None else self.allowed(self.generated)
+        if ids is None:
+            return logits
+        permitted = np.full_like(logits, -np.inf)
+        permitted[ids] = logits[ids]
+        return permitted
 
     def _logprob(self, logits: npt.NDArray[np.float32], token: int) -> TokenLogprob | None:
         if self.params.logprobs is None:

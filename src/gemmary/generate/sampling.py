@@ -64,11 +64,15 @@ def _checked(logits: Floats, params: SamplingParams, history: Sequence[int]) -> 
 
 
 def penalize(logits: Floats, penalty: float, history: Sequence[int]) -> Floats:
-    """Divides positive logits of the tokens of `history` by `penalty` and multiplies negative ones, once a token."""
+    """Divides positive logits of the tokens of `history` by `penalty` and multiplies negative ones, once a token.
+
+    Places of pictures in `history`, whose id is no token's, count for nothing.
+    """
     if penalty == 1 or not len(history):
         return logits
     logits = logits.copy()
     ids = np.unique(np.asarray(history))
+    ids = ids[ids < len(logits)]
     scores = logits[ids]
     logits[ids] = np.where(scores < 0, scores * np.float32(penalty), scores / np.float32(penalty))
     return logits

@@ -7,13 +7,19 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import takewhile
+
+import numpy as np
 
 from gemmary.batch import Batch, Chunk
 from gemmary.config import Config
 from gemmary.engines import Engine
 from gemmary.errors import GemmaryError
 from gemmary.generate.ngrams import NGrams
+from gemmary.generate.prefixes import MOST_KEPT, Prefixes
 from gemmary.generate.request import Request
+from gemmary.generate.sight import Sight
 from gemmary.generate.speculate import Guesser, Speculation, StepCosts
 from gemmary.memory import size
 
@@ -29,6 +35,9 @@ class Scheduler:
     (`speculate.py`); what is left of `step_tokens` (at least one) goes to prompts, in the order they came. Requests
     are admitted first come, first served, while there are fewer than `max_sequences` of them and their caches, at full
     length, fit into `kv_bytes` (None: no limit); the others wait.
+
+    Pictures go through the tower in the step that reads their prompt. Their tokens are remembered (`sight.py`), and so
+    are the keys of the last prompts that see themselves whole (`prefixes.py`), as long as no request needs the room.
 
     guessers: those that are asked after the text itself. They are only asked where the engine is `batch_invariant`.
     """
@@ -54,6 +63,9 @@ class Scheduler:
         self.costs = costs or StepCosts()
         guessing = (NGrams(), *guessers) if engine.info.batch_invariant else ()
         self.speculation = Speculation(guessing, self.costs)
+        self.sight = Sight(engine)
+        # Where rows depend on what else is in a step, a prompt's last row would not be what it was, computed alone.
+        self.prefixes = Prefixes(MOST_KEPT if engine.info.batch_invariant and self.config.sliding_window is None else 0)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.lock = threading.RLock()
@@ -74,22 +86,37 @@ class Scheduler:
                 f"{prompt:,} tokens of prompt and max_tokens={asked:,} do not fit the context of {self.context:,}: "
                 f"max_tokens can be at most {self.context - prompt:,}"
             )
-        low, high = min(request.prompt), max(request.prompt)
-        if low < 0 or high >= self.config.vocab_size:
-            wrong = low if low < 0 else high
-            raise GemmaryError(f"token id {wrong} is outside the vocabulary (0 to {self.config.vocab_size - 1})")
+        self._check_ids(request)
         request.max_tokens = asked if asked is not None else self.context - prompt
-        request.kv_bytes = self.engine.cache_bytes(prompt + request.max_tokens)
+        request.capacity = prompt + request.max_tokens
+        request.kv_bytes = self.engine.cache_bytes(request.capacity)
         if request.params.speculate:
-            request.kv_bytes += self.speculation.cache_bytes(prompt + request.max_tokens)
+            request.kv_bytes += self.speculation.cache_bytes(request.capacity)
         if self.kv_bytes is not None and request.kv_bytes > self.kv_bytes:
             raise GemmaryError(
-                f"{prompt + request.max_tokens:,} tokens need {size(request.kv_bytes)} of key-value cache and "
+                f"{request.capacity:,} tokens need {size(request.kv_bytes)} of key-value cache and "
                 f"{size(self.kv_bytes)} are set aside for it: lower max_tokens or shorten the prompt"
             )
         request.submitted_at = time.perf_counter()
         with self.lock:
             self.waiting.append(request)
+
+    def _check_ids(self, request: Request) -> None:
+        """Raises GemmaryError for what is no token, and where pictures and the places for them differ in number."""
+        ids = np.asarray(request.prompt)
+        if vision := self.config.vision:
+            is_place = ids == self.config.image_token_id
+            places, needed = int(is_place.sum()), len(request.pictures) * vision.num_patches
+            if places != needed:
+                raise GemmaryError(
+                    f"the prompt has {places:,} places (id {self.config.image_token_id}) for tokens of pictures; "
+                    f"{len(request.pictures)} pictures need {needed:,}"
+                )
+            ids = ids[~is_place]
+        elif request.pictures:
+            raise GemmaryError("this model reads no pictures: it has no vision tower")
+        for wrong in ids[(ids < 0) | (ids >= self.config.vocab_size)]:
+            raise GemmaryError(f"token id {wrong} is outside the vocabulary (0 to {self.config.vocab_size - 1})")
 
     def cancel(self, request: Request) -> None:
         """Ends a request, at once or after the step that is running. Nothing happens to one that has ended."""
@@ -99,11 +126,12 @@ class Scheduler:
                 self._sweep()
 
     def close(self) -> None:
-        """Cancels everything."""
+        """Cancels everything, and forgets what was kept."""
         with self.lock:
             for request in (*self.running, *self.waiting):
                 request.cancelled = True
             self._sweep()
+            self.prefixes.clear()
 
     def advance(self, request: Request) -> None:
         """Runs a step unless `request` has something to read or has ended meanwhile. Raises what ended it."""
@@ -133,6 +161,9 @@ class Scheduler:
         decoding = [request for request in self.running if request.decoding]
         with self._ending([request for request in decoding if self.speculation.follows(request)]):
             self.speculation.guess(decoding)
+        for request in decoding:
+            if request.pictures:  # the text before could be followed by a picture's place, which is no token to guess
+                request.guess = list(takewhile(self.config.image_token_id.__ne__, request.guess))
 
     def _run(self, planned: Sequence[tuple[Request, Chunk]]) -> None:
         """One step of the engine, and each request's next token where its row is there."""
@@ -140,9 +171,9 @@ class Scheduler:
             return
         now = time.perf_counter()
         with self._ending([request for request, _ in planned]):
-            wanted = [request.params.candidates for request, chunk in planned if chunk.outputs != "none"]
+            wanted = [request.candidates for request, chunk in planned if chunk.outputs != "none"]
             candidates = 0 if 0 in wanted else max(wanted, default=0)
-            batch = Batch.of(self.config, [chunk for _, chunk in planned], candidates)
+            batch = Batch.of(self.config, [self._seen(request, chunk) for request, chunk in planned], candidates)
             rows = self.engine.step(batch, [request.cache for request, _ in planned])
             if all(request.decoding for request, _ in planned):
                 self.costs.saw(len(batch.tokens), time.perf_counter() - now)
@@ -155,6 +186,14 @@ class Scheduler:
                     right = request.take_all(rows[taken : taken + count])
                     self.speculation.take(request, right)
                     taken += count
+
+    def _seen(self, request: Request, chunk: Chunk) -> Chunk:
+        """The chunk with what stands in the places for pictures that are in it."""
+        count = chunk.tokens.count(self.config.image_token_id) if request.pictures and not request.decoding else 0
+        if not count:
+            return chunk
+        before = request.tokens(0, chunk.start).count(self.config.image_token_id)
+        return replace(chunk, pictures=self.sight.see(request.pictures)[before : before + count])
 
     @contextmanager
     def _ending(self, requests: Sequence[Request]) -> Iterator[None]:
@@ -170,10 +209,11 @@ class Scheduler:
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.max_sequences:
             request = self.waiting[0]
-            if self.kv_bytes is not None and self.kv_used + request.kv_bytes > self.kv_bytes:
+            if not self.prefixes.take(request) and not self._has_room(request):
                 return
             try:
-                request.cache = self.engine.new_cache(len(request.prompt) + request.max_tokens)
+                if request.cache is None:
+                    request.cache = self.engine.new_cache(request.capacity)
                 if request.params.speculate:
                     self.speculation.open(request)
             except Exception as error:  # this request's own failure: whoever reads it is told
@@ -185,6 +225,15 @@ class Scheduler:
             self.waiting.popleft()
             self.kv_used += request.kv_bytes
             self.running.append(request)
+
+    def _has_room(self, request: Request) -> bool:
+        """Whether its cache fits beside those that are in use; what is only kept makes way."""
+        if self.kv_bytes is None:
+            return True
+        while self.kv_used + self.prefixes.nbytes + request.kv_bytes > self.kv_bytes:
+            if not self.prefixes.drop():
+                return False
+        return True
 
     def _plan(self) -> Sequence[tuple[Request, Chunk]]:
         """Decodes first, then prompts in order of arrival until the budget is spent."""
@@ -204,7 +253,8 @@ class Scheduler:
                 size = prefix - request.computed
             last = request.computed + size == len(request.prompt)
             tokens = request.tokens(request.computed, request.computed + size)
-            chunk = Chunk(tokens, request.computed, request.prefix, "last" if last else "none", request.adapter)
+            seen = 0 if request.computed else request.prefix  # what comes later sees all of it anyway
+            chunk = Chunk(tokens, request.computed, seen, "last" if last else "none", request.adapter)
             planned.append((request, chunk))
             left -= size
             if left <= 0:
@@ -216,6 +266,7 @@ class Scheduler:
         self._busy = True
         for request in [r for r in (*self.running, *self.waiting) if r.cancelled or r.finish_reason]:
             request.finish_reason = request.finish_reason or "cancelled"
+            self.prefixes.keep(request)
             request.cache = None
             self.speculation.close(request)
             if request in self.running:

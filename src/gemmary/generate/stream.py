@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from gemmary.generate.request import Completion, Piece, Request, Stats
@@ -13,11 +13,19 @@ class Stream(Iterator[Piece]):
     """The pieces of one request as they come. Closing it, leaving its `with` block, an exception inside the loop that
     drops it, or Ctrl-C cancels the request and gives its memory back.
 
-    notices: what should be known before the first piece. Several streams of one model may be open; they share steps.
+    notices: what should be known before the first piece. told: what becomes of the completion. Several streams of one
+    model may be open; they share steps.
     """
 
-    def __init__(self, scheduler: Scheduler, request: Request, notices: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        request: Request,
+        notices: Sequence[str] = (),
+        told: Callable[[Completion], Completion] | None = None,
+    ) -> None:
         self.notices = tuple(notices)
+        self._told = told or (lambda completion: completion)
         self._scheduler = scheduler
         self._request = request
         self._read: list[Piece] = []
@@ -51,7 +59,7 @@ class Stream(Iterator[Piece]):
     @property
     def completion(self) -> Completion:
         """All that was read, as `generate` gives it. Reads nothing itself."""
-        return self._request.completion(self._read, self.notices)
+        return self._told(self._request.completion(self._read, self.notices))
 
     def close(self) -> None:
         """Cancels what has not ended."""
