@@ -63,8 +63,8 @@ def read_image_row(row: Mapping[str, Any], folder: Path, codec: MaskCodec | None
         return ImageRow(pictures, prefix, suffix)
     if len(pictures) != 1:
         raise GemmaryError("boxes need one picture that they lie in: give one image, or a suffix in place of objects")
-    if not isinstance(row["objects"], list) or not row["objects"]:
-        raise GemmaryError("objects is not a list of one or more objects")
+    if not isinstance(row["objects"], list):
+        raise GemmaryError("objects is not a list of objects, which may be empty: there is none of what was asked for")
     things = tuple(_thing(each, pictures[0], folder, codec) for each in row["objects"])
     return ImageRow(pictures, prefix, suffix_of(things, pictures[0]), things)
 

@@ -13,6 +13,10 @@ The tower begins as big_vision's ViT does (models/vit.py, SigLIP's own code): at
 normal there), norms leaving their input as it is, biases 0 (a spread of 1e-6 in the MLP there). Its projection has
 variance 1 / inputs, so that a picture's tokens come as large as a text's; begun at 0, as big_vision's head, they would
 stand where the decoder's first norm divides by next to nothing.
+
+What says where something is begins with neighbours alike, so that what is learnt of one place holds about for those
+beside it: rows of `<locNNNN>` as waves of the number, at the size of all rows, and the tower's positions as waves of
+row and column (the sincos2d of "Better plain ViT baselines", Beyer 2022) in the place of the uniform ones.
 """
 
 from __future__ import annotations
@@ -29,8 +33,12 @@ from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.config import Config
 from gemmary.quantize.leaves import Affine, Dense, Leaf
 from gemmary.tokenizer import Tokenizer
+from gemmary.tune.vocabulary import PICTURE_TOKENS
+from gemmary.vision.objects import LOCATIONS
 
 Float32 = npt.NDArray[np.float32]
+_LOCATION_STEP = 8.0
+"""Numbers of a location that the shortest wave takes for a radian: a pixel of 128."""
 _POST_NORMS = (".post_attn_norm", ".post_ffn_norm")
 
 
@@ -60,8 +68,25 @@ def _weight(tensor: Tensor, config: Config, source: np.random.SFC64) -> Float32:
         branch = tensor.name.endswith(_POST_NORMS)
         start = (2 * config.num_layers) ** -0.5 - 1 if branch else float(tensor.bias)
         return np.full(shape, start, np.float32)
+    if tensor.name == "vision.position":
+        assert config.vision is not None
+        row, column = np.divmod(np.arange(shape[0]), config.vision.side)
+        half = shape[1] // 2
+        return np.concatenate([_waves(column, half, 1.0), _waves(row, shape[1] - half, 1.0)], axis=1)
     fan = sum(shape) / 2 if tensor.name.startswith("vision.layers.") else shape[1]
-    return (_uniform(source, shape[0] * shape[1]) * np.float32((3 / fan) ** 0.5)).reshape(shape)
+    weight: Float32 = (_uniform(source, shape[0] * shape[1]) * np.float32((3 / fan) ** 0.5)).reshape(shape)
+    if tensor.name == "embed" and config.vision is not None:
+        locations = _waves(np.arange(LOCATIONS), shape[1], _LOCATION_STEP) * np.float32((2 / shape[1]) ** 0.5)
+        first = shape[0] - len(PICTURE_TOKENS)
+        weight[first : first + LOCATIONS] = locations
+    return weight
+
+
+def _waves(numbers: npt.NDArray[np.int64], columns: int, step: float) -> Float32:
+    """[numbers, columns] between -1 and 1: sines, then cosines, of lengths from 2 pi steps to 100 times that."""
+    ways = (columns + 1) // 2
+    angles = numbers[:, None] / (step * np.float64(100) ** (np.arange(ways) / max(1, ways - 1)))
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)[:, :columns].astype(np.float32)
 
 
 def _uniform(source: np.random.SFC64, count: int) -> Float32:
