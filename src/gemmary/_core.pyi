@@ -107,7 +107,7 @@ class Lora:
 class Program:
     """A recorded model. slots: (rows, width); buffers: (rows, width, slot or number of the caller's array, external).
 
-    Rows are "T", "R", "S" or "P". Each instruction is `name(label, result, *operands, *settings)` on numbers of buffers.
+    Rows are "T", "R", "S" or "P". An instruction is `name(label, result, *operands, *settings)` on numbers of buffers.
     """
 
     def __init__(

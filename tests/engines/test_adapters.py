@@ -142,7 +142,7 @@ def test_matrices_that_do_not_fit(a: tuple[int, int], b: tuple[int, int], gain: 
         gains = None if gain is None else np.ones(gain, np.float32)
         lora = _core.Lora(packed(a, format), packed(b), 1.0, gains)
         program = _core.Program(runtime, [], [("T", 8, 0, True), ("T", 6, 1, True)], 0, 2)
-        program.linear("", [1], 0, [packed((6, 8))], [[lora]])
+        program.linear("", [1], 0, [packed((6, 8))], [[lora]], [None])
 
     with pytest.raises(ValueError, match="adapter"):
         build()

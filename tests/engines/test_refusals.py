@@ -210,8 +210,11 @@ def test_wrong_arguments_of_a_step(wrong: dict[str, Any]) -> None:
         lambda p: p.take("", 2, 0),
         lambda p: p.softcap("", 2, 0, -1.0),
         lambda p: p.mean_pool("", 2, 0),
-        lambda p: p.linear("", [2], 0, [], []),
-        lambda p: p.linear("", [2], 0, [None], []),
+        lambda p: p.layer_norm("", 2, 0, np.zeros(5, np.float32), np.zeros(4, np.float32), 1e-6),
+        lambda p: p.gelu("", 3, 0),
+        lambda p: p.place("", 2, 0, 1),
+        lambda p: p.linear("", [2], 0, [], [], []),
+        lambda p: p.linear("", [2], 0, [None], [], [None]),
         lambda p: p.embed("", 2, None, 1.0),
     ],
 )

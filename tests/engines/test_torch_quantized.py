@@ -13,7 +13,8 @@ from gemmary.checkpoints import open_checkpoint, save_checkpoint
 from gemmary.engines.native_weights import pack
 from gemmary.errors import GemmaryError
 from gemmary.quantize.blocks import BLOCK_SIZES
-from gemmary.quantize.leaves import FLOATS, Dense, Leaf, Packed
+from gemmary.quantize.leaves import FLOATS, Affine, Dense, Leaf, Packed
+from gemmary.quantize.leaves import quantized as in_blocks
 from tests.checkpoints.sources import TinySource
 from tests.checkpoints.test_packed import packed, random_leaf
 from tests.engines.helpers import same_bits, stored
@@ -162,3 +163,20 @@ def test_refusals() -> None:
     assert "\n" not in str(refused.value)
     with pytest.raises(GemmaryError, match=r"float32 or bfloat16, not torch\.float16"):
         layer(torch.empty(1, 32, dtype=torch.float16))
+
+
+def test_rows_that_are_filled_up() -> None:
+    """The columns that fill up the last blocks of the tower's rows are nobody's business outside."""
+    rng = np.random.default_rng(2)
+    dense = Dense(rng.standard_normal((37, 75)).astype(np.float32))
+    bias = rng.standard_normal(37).astype(np.float32)
+    x = torch.tensor(rng.standard_normal((3, 75)), dtype=torch.float32, requires_grad=True)
+    leaf = in_blocks(Affine(dense, bias), "Q8_0")
+    layer, weight = QuantizedLinear(leaf), torch.from_numpy(leaf.dequantize())
+    y = layer(x)
+    torch.testing.assert_close(y, x @ weight.T + torch.from_numpy(bias))
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(dim=0).expand(3, 75))
+    panels = Packed("Q8_0", (37, 75), layer.matrix.panels)
+    assert np.array_equal(panels.dequantize(), leaf.dequantize())
+    assert np.array_equal(panels.stored(0, 37), leaf.stored(0, 37))

@@ -185,6 +185,27 @@ void check_all_linear(bool brief) {
   }
 }
 
+// A row that is not whole groups gives what it gives with zeros after it, and nothing beyond it is read.
+void check_partial_activations() {
+  constexpr int64_t kRows = 3;
+  for (int64_t cols : {1, 15, 16, 17, 31, 33, 80, 1100}) {
+    const int64_t whole = (cols + 31) / 32 * 32;
+    std::vector<float> x(static_cast<size_t>(kRows * cols)), filled(static_cast<size_t>(kRows * whole));
+    Random random(static_cast<uint64_t>(cols));
+    for (int64_t i = 0; i < kRows * cols; i++) x[i] = filled[i / cols * whole + i % cols] = random.uniform();
+    for (Isa isa : isas()) {
+      const size_t bytes = quantized_activations_bytes(kRows, cols);
+      Aligned some(bytes), all(bytes);
+      std::memset(some.data, 0, bytes);
+      std::memset(all.data, 0, bytes);
+      kernels_for(isa).quantize_activations(x.data(), static_cast<size_t>(cols), quantized_activations_at(some.data, kRows, cols), 0, kRows);
+      kernels_for(isa).quantize_activations(filled.data(), static_cast<size_t>(whole), quantized_activations_at(all.data, kRows, whole), 0, kRows);
+      CHECK(bytes == quantized_activations_bytes(kRows, whole) && std::memcmp(some.data, all.data, bytes) == 0, "%ld columns on %s", long(cols),
+            isa_name(isa));
+    }
+  }
+}
+
 void check_activations() {
   constexpr int64_t kRows = 40, kCols = 96, kGroups = kCols / 32;
   std::vector<float> x(kRows * kCols);
@@ -385,6 +406,7 @@ int main(int argc, char** argv) {
   if (argc == 5) return convert(argv[1], parse_format(argv[2]).value(), std::atol(argv[3]), std::atol(argv[4]));
   check_probes();
   check_activations();
+  check_partial_activations();
   check_step();
   check_ceilings();
   check_adapt();

@@ -28,7 +28,7 @@ struct Digest {
 };
 
 void rows_and_elements(const StepKernels& kernels, Digest& digest) {
-  for (int width : {1, 5, 16, 17, 40, 256}) {
+  for (int width : {1, 5, 16, 17, 40, 72, 256, 1152}) {
     const int64_t rows = 3, n = rows * width;
     const Floats x = random_floats(n, 10 + width, 4.0f), y = random_floats(n, 20 + width, 4.0f), gain = random_floats(width, 30 + width);
     const auto each = [&](int64_t size, const std::function<void(float*)>& body) {
@@ -37,11 +37,17 @@ void rows_and_elements(const StepKernels& kernels, Digest& digest) {
       digest.absorb(out);
     };
     each(n, [&](float* out) { kernels.rms_norm(x.data(), gain.data(), out, rows, width, 1e-6f); });
+    each(n, [&](float* out) { kernels.layer_norm(x.data(), gain.data(), y.data(), out, rows, width, 1e-6f); });
     each(n, [&](float* out) { kernels.l2_normalize(x.data(), out, rows, width); });
     each(width, [&](float* out) { kernels.mean_rows(x.data(), out, rows, width); });
     each(n, [&](float* out) { kernels.add(x.data(), y.data(), out, n); });
+    each(n, [&](float* out) { kernels.gelu(x.data(), out, n); });
     each(n, [&](float* out) { kernels.geglu(x.data(), y.data(), out, n); });
     each(n, [&](float* out) { kernels.softcap(x.data(), out, n, 1.5f); });
+    each(n, [&](float* out) {
+      std::copy(x.begin(), x.end(), out);
+      kernels.add_bias(out + width / 2, static_cast<size_t>(width), gain.data() + width / 2, rows, width - width / 2);
+    });
   }
   for (int head_dim : {2, 10, 34, 256}) {
     const int64_t rows = 3, heads = 2;
@@ -108,7 +114,7 @@ uint64_t step_digest(const StepKernels& kernels) {
   Digest digest;
   rows_and_elements(kernels, digest);
   for (KvType type : {KvType::float32, KvType::bfloat16, KvType::int8})
-    for (int head_dim : {6, 16, 40, 256})
+    for (int head_dim : {6, 16, 40, 72, 256})
       for (int rows : {1, 2, 3, 7, 13, 24})  // every tile of queries: 12, 6, 4, 2 and 1 of them
         for (int heads : {1, 3})
           for (int window : {0, 1, 60}) attention(kernels, {head_dim, rows, heads, window, type, rows % 2 ? 0.0f : 1.5f}, digest);

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gemmary.model.masks import visible
 from gemmary.quantize import blocks
-from gemmary.quantize.leaves import Blocks, Dense, Leaf
+from gemmary.quantize.leaves import Affine, Blocks, Dense, Leaf, quantized
 
 Array = npt.NDArray[Any]
 
@@ -36,7 +36,7 @@ class Integers:
 
 @dataclass(frozen=True)
 class Weight:
-    """A leaf: a matrix [O, I] or a norm's vector [D]."""
+    """A leaf: a matrix [O, I] or a norm's vector [D], either with a bias or without."""
 
     leaf: Leaf
 
@@ -118,7 +118,23 @@ def simple_cases() -> Iterator[Case]:
             slices = (slice(0, middle), slice(middle, t)) if t > 1 else (slice(0, 1),)
             return Activation(normal(rng, t, i) + 1), Rows(slices)
 
+        def biased(rng: np.random.Generator, t: int = rows, i: int = inner, o: int = outer) -> tuple[Any, ...]:
+            leaf = Affine(Dense(normal(rng, o, i, scale=i**-0.5)), normal(rng, o))
+            return Activation(normal(rng, t, i)), Weight(leaf)
+
+        def layer_norm(rng: np.random.Generator, t: int = rows, i: int = inner) -> tuple[Any, ...]:
+            leaf = Affine(Dense(1 + normal(rng, i, scale=0.5)), normal(rng, i))
+            return Activation(1 + normal(rng, t, i, scale=3)), Weight(leaf), 1e-6
+
+        def place(rng: np.random.Generator, t: int = rows, i: int = inner) -> tuple[Any, ...]:
+            where = np.flatnonzero(rng.integers(0, 2, t)).astype(np.int32)
+            return Activation(normal(rng, t, i)), Integers(where), Activation(normal(rng, len(where), i))
+
         yield Case(f"linear {size}x{outer}", "linear", linear)
+        yield Case(f"linear with a bias {size}x{outer}", "linear", biased)
+        yield Case(f"layer_norm {size}", "layer_norm", layer_norm)
+        yield Case(f"gelu {size}", "gelu", one)
+        yield Case(f"place {size}", "place", place)
         yield Case(f"head {size}x{outer}", "linear", head)
         yield Case(f"embed {size}x{outer}", "embed", embed)
         yield Case(f"rms_norm {size}", "rms_norm", norm)
@@ -160,6 +176,16 @@ def simple_cases() -> Iterator[Case]:
         gate = np.linspace(-12, 12, 199, dtype=np.float32)[None]
         return Activation(gate), Activation(np.ones_like(gate))
 
+    def tower_norm(rng: np.random.Generator) -> tuple[Any, ...]:
+        leaf = Affine(Dense(1 + normal(rng, 1152, scale=0.5)), normal(rng, 1152))
+        return Activation(normal(rng, 5, 1152, scale=3)), Weight(leaf), 1e-6
+
+    def same_values(rng: np.random.Generator) -> tuple[Any, ...]:
+        leaf = Affine(Dense(normal(rng, 33)), normal(rng, 33))
+        return Activation(np.full((2, 33), 0.75, np.float32)), Weight(leaf), 1e-6
+
+    yield Case("layer_norm of the tower", "layer_norm", tower_norm)
+    yield Case("layer_norm where nothing varies", "layer_norm", same_values)
     yield Case("rms_norm where epsilon counts", "rms_norm", tiny_norm)
     yield Case("l2_normalize of zeros", "l2_normalize", zeros)
     yield Case("geglu from -12 to 12", "geglu", wide_gelu)
@@ -175,7 +201,12 @@ def simple_cases() -> Iterator[Case]:
         def embed_blocks(rng: np.random.Generator, leaf: Callable[..., Leaf] = leaf) -> tuple[Any, ...]:
             return Table(leaf(rng, 37, 96)), Integers(np.array([36, 0, 5], np.int32)), 3.0
 
+        def filled_up(rng: np.random.Generator, format: str = format) -> tuple[Any, ...]:
+            whole = Affine(Dense(normal(rng, 37, 75, scale=75**-0.5)), normal(rng, 37))
+            return Activation(normal(rng, 5, 75)), Weight(quantized(whole, format))
+
         yield Case(f"linear {format}", "linear", linear_blocks)
+        yield Case(f"linear {format} filled up", "linear", filled_up)
         yield Case(f"embed {format}", "embed", embed_blocks)
 
 

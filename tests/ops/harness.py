@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gemmary.ops.reference import ReferenceOps, SequenceCache, StepCache
-from gemmary.quantize.leaves import Dense, Leaf
+from gemmary.quantize.leaves import Affine, Dense, Leaf
 from tests.ops.cases import Activation, Angles, Array, AttentionCase, Case, Integers, Rows, Table, Weight
 from tests.ops.native_ops import NativeHarness
 
@@ -102,7 +102,8 @@ class TorchHarness:
         return array.astype(ml_dtypes.bfloat16).astype(np.float32)
 
     def held_leaf(self, leaf: Leaf) -> Leaf:
-        return Dense(self.held(leaf.dequantize()))
+        dense = Dense(self.held(leaf.dequantize()))
+        return Affine(dense, self.held(leaf.bias)) if isinstance(leaf, Affine) else dense
 
     def _tensor(self, array: Array) -> Any:
         return self.torch.tensor(array).to(self.dtype)
@@ -110,6 +111,8 @@ class TorchHarness:
     def _weight(self, leaf: Leaf, module: Callable[..., Any]) -> Any:
         made = module(*reversed(leaf.shape))
         made.weight = self.torch.nn.Parameter(self._tensor(leaf.dequantize()))
+        if isinstance(leaf, Affine):
+            made.bias = self.torch.nn.Parameter(self._tensor(leaf.bias))
         return made
 
     def _argument(self, argument: Any) -> Any:
@@ -118,9 +121,9 @@ class TorchHarness:
             case Activation(array):
                 return self._tensor(array)
             case Weight(leaf) if len(leaf.shape) == 1:
-                return self._weight(leaf, self.module.RMSNorm)
+                return self._weight(leaf, self.module.LayerNorm if isinstance(leaf, Affine) else self.module.RMSNorm)
             case Weight(leaf):
-                return self._weight(leaf, lambda i, o: nn.Linear(i, o, bias=False))
+                return self._weight(leaf, lambda i, o: nn.Linear(i, o, bias=isinstance(leaf, Affine)))
             case Table(leaf):
                 return self.module.TokenTable(
                     self._weight(leaf, lambda i, o: nn.Embedding(o, i)),

@@ -6,13 +6,21 @@ float32 weights and cache, so that what is compared with the oracle is each kern
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gemmary.quantize.leaves import Dense, Leaf
+from gemmary.quantize.leaves import Affine, Dense, Leaf
 from tests.ops.cases import Activation, Angles, Array, AttentionCase, Case, Integers, Rows, Table, Weight
+
+
+@dataclass(frozen=True)
+class Fed:
+    """An array whose rows are those of `places`."""
+
+    array: Array
 
 
 class NativeOps:
@@ -20,9 +28,9 @@ class NativeOps:
 
     def __init__(self, threads: int = 2, isa: str | None = None) -> None:
         _core = pytest.importorskip("gemmary._core", reason="the native core is not built")
-        from gemmary.engines import native, trace
+        from gemmary.engines import native_weights, trace
 
-        self.core, self.native, self.trace = _core, native, trace
+        self.core, self.weights, self.trace = _core, native_weights, trace
         self.runtime = _core.Runtime(threads, isa)
 
     def _run(self, op: str, operands: Sequence[Any], **step: Any) -> Array:
@@ -32,10 +40,13 @@ class NativeOps:
         values: list[Any] = []
 
         def twin(operand: Any) -> Any:
-            if not isinstance(operand, np.ndarray):
+            rows = "P" if isinstance(operand, Fed) else "T"
+            array = operand.array if isinstance(operand, Fed) else operand
+            if not isinstance(array, np.ndarray):
                 return operand
-            arrays.append(np.ascontiguousarray(operand.reshape(operand.shape[0], -1), dtype=np.float32))
-            values.append(ops.value("T", arrays[-1].shape[1], operand.shape[1] if operand.ndim == 3 else 1))
+            width = int(np.prod(array.shape[1:]))
+            arrays.append(np.ascontiguousarray(array.reshape(len(array), width), dtype=np.float32))
+            values.append(ops.value(rows, width, array.shape[1] if array.ndim == 3 else 1))
             return values[-1]
 
         result = getattr(ops, op)(*[twin(operand) for operand in operands])
@@ -55,13 +66,14 @@ class NativeOps:
             np.array([(s.start, s.stop) for s in sequences], np.int32).reshape(-1, 2),
             step.get("caches", []),
             arrays,
+            places=step.get("places"),
         )
         return arrays[-1].reshape(len(arrays[-1]), out.heads, -1) if out.heads > 1 else arrays[-1]
 
     def _weight(self, leaf: Leaf) -> Any:
         plain = np.ascontiguousarray(leaf.dequantize())
-        data = plain if plain.ndim == 1 else self.native.pack(self.runtime, Dense(plain), "F32")
-        return self.trace.Weight("weight", data)
+        data = plain if plain.ndim == 1 else self.weights.pack(self.runtime, Dense(plain), "F32")
+        return self.trace.Weight("weight", data, bias=leaf.bias if isinstance(leaf, Affine) else None)
 
     def embed(self, table: Leaf, tokens: Array, scale: float) -> Array:
         return self._run("embed", [self._weight(table), None, scale], tokens=tokens)
@@ -71,6 +83,9 @@ class NativeOps:
 
     def rms_norm(self, x: Array, weight: Leaf, eps: float) -> Array:
         return self._run("rms_norm", [x, self._weight(weight), eps])
+
+    def layer_norm(self, x: Array, weight: Leaf, eps: float) -> Array:
+        return self._run("layer_norm", [x, self._weight(weight), eps])
 
     def split_heads(self, x: Array, heads: int) -> Array:
         return x.reshape(len(x), heads, -1)
@@ -98,11 +113,17 @@ class NativeOps:
         )
         return out, cache
 
+    def gelu(self, x: Array) -> Array:
+        return self._run("gelu", [x])
+
     def geglu(self, gate: Array, up: Array) -> Array:
         return self._run("geglu", [gate, up])
 
     def add(self, x: Array, y: Array) -> Array:
         return self._run("add", [x, y])
+
+    def place(self, x: Array, rows: Array, values: Array) -> Array:
+        return self._run("place", [x, None, Fed(values)], places=rows)
 
     def take(self, x: Array, rows: Array) -> Array:
         return self._run("take", [x, None], outputs=rows)

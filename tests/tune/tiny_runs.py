@@ -34,6 +34,7 @@ class Run:
     dora: bool = False
     seed: int = 0
     gradient_checkpointing: str = "off"
+    trains_tower: bool = True
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ def open_named(name: str | Path) -> Checkpoint:
 
 
 def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
-    """Opens a Hugging Face folder, a packed one, a GGUF file or `random:NAME`: reads and checks headers, maps weights.
+    """Opens a Hugging Face folder, a packed one, a GGUF file, big_vision's `.npz` or `random:NAME`: reads and checks
+    headers, maps weights.
 
     name: what to call the model instead of what the file says. Raises GemmaryError, one line, for what is not there,
     not Gemma, not whole or not sound; before any tensor is read.
@@ -46,10 +47,14 @@ def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
         from gemmary.checkpoints.huggingface import open_folder
 
         return open_folder(path, name)
+    if path.suffix == ".npz":
+        from gemmary.checkpoints.big_vision import open_big_vision
+
+        return open_big_vision(path, name)
     if not path.exists():
         raise GemmaryError(f"there is no file or folder {path}")
     if not path.is_file() or path.suffix != ".gguf":
-        raise GemmaryError(f"{path} is neither a folder nor a .gguf file")
+        raise GemmaryError(f"{path} is neither a folder nor a .gguf or .npz file")
     from gemmary.checkpoints.gguf import open_gguf
 
     return open_gguf(path, name)
@@ -67,7 +72,7 @@ def save_checkpoint(
     """Writes a model; returns lines that a user should be told. Nothing is ever half-written.
 
     format: "safetensors" (a Hugging Face folder), "packed" (a folder that the native engine maps as it is; neither may
-    exist, unless empty) or "gguf" (one `.gguf` file, which is replaced).
+    exist, unless empty), "gguf" or "big_vision" (one `.gguf` or `.npz` file, which is replaced).
     dtype: None = as stored; "float32", "bfloat16", "float16"; for GGUF and packed also "Q8_0" or "int8", "Q4_0" or
     "int4".
     shard_bytes: the largest file of a folder (5 GB). progress: what, bytes done, bytes in all. Raises GemmaryError.
@@ -92,4 +97,8 @@ def save_checkpoint(
         from gemmary.checkpoints.packed import save_packed
 
         return save_packed(source, path, stored, progress)
-    raise GemmaryError(f"no format is called {format!r}: choose safetensors, gguf or packed")
+    if format == "big_vision":
+        from gemmary.checkpoints.big_vision import save_big_vision
+
+        return save_big_vision(source, path, stored, progress)
+    raise GemmaryError(f"no format is called {format!r}: choose safetensors, gguf, packed or big_vision")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from gemmary import zoo
 from gemmary.checkpoints import starter
+from gemmary.checkpoints.npz import parts_of
 from gemmary.config import Config
 from gemmary.quantize.leaves import Leaf
 
 if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
 
-Format = Literal["safetensors", "gguf", "packed", "random"]
+Format = Literal["safetensors", "gguf", "packed", "big_vision", "random"]
 
 
 @dataclass
@@ -49,7 +50,10 @@ class Checkpoint:
 
     def stored_bytes(self) -> int:
         """Bytes of weights, before any is read."""
-        weights = self.path.glob("*.safetensors") if self.path.is_dir() else [self.path] * (not self.made_bytes)
+        if self.format == "big_vision":
+            weights: Iterable[Path] = parts_of(self.path)
+        else:
+            weights = self.path.glob("*.safetensors") if self.path.is_dir() else [self.path] * (not self.made_bytes)
         return self.made_bytes + sum(file.stat().st_size for file in weights)
 
     @cached_property

@@ -71,7 +71,7 @@ def resolve(name: str | Path) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return _own_checkpoint(path)
-    if path.exists():
+    if path.exists() or path.suffix == ".npz":  # which may be in parts
         return path
     if isinstance(name, Path) or os.sep in name or name.endswith((".gguf", ".safetensors")):
         raise GemmaryError(f"no such file or folder: {name}")

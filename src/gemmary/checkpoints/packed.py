@@ -1,9 +1,9 @@
 """A folder of panels: weights as the native kernels read them (csrc/packed.h), which the engine maps and never copies.
 
 `config.json` and the tokenizer's files are those of a Hugging Face folder; `model.safetensors` holds every tensor
-under its name in the tensor table, a matrix as uint8 panels and a norm as it is in memory (zero-centred, F32). Its
-metadata say that it is such a file, the version of the layout, and of each matrix `FORMAT ROWS COLUMNS`. Every matrix
-begins at a multiple of 64 bytes.
+under its name in the tensor table, a matrix as uint8 panels, a norm as it is in memory (zero-centred, F32), and a bias
+as F32 with `.bias` after its weight's name. Its metadata say that it is such a file, the version of the layout, and of
+each matrix `FORMAT ROWS COLUMNS`. Every matrix begins at a multiple of 64 bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ from gemmary.checkpoints.huggingface import open_tokenizer, read_chat_template
 from gemmary.checkpoints.huggingface_write import write_around
 from gemmary.checkpoints.json_files import read_json
 from gemmary.checkpoints.safetensors import SafetensorsFile, show, write
-from gemmary.checkpoints.tensors import Tensor, tensors
+from gemmary.checkpoints.tensors import Tensor, bias_name, tensors
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
 from gemmary.files import HashingFile, atomic_folder
 from gemmary.quantize.blocks import BLOCK_SIZES
-from gemmary.quantize.leaves import FLOATS, Dense, Leaf, Packed, slices
+from gemmary.quantize.leaves import FLOATS, Affine, Dense, Leaf, Packed, padded_columns, quantized, slices
 from gemmary.quantize.pieces import piece
 
 FILE = "model.safetensors"
@@ -61,17 +62,22 @@ def open_packed(path: Path, name: str | None = None) -> Checkpoint:
     stated = {key: _stated(path, key, text) for key, text in file.metadata.items() if key not in ("format", "version")}
     config = _with_dense(path, read_config(read_json(path / "config.json"), notices), stated)
     table = tensors(config)
-    for found in (file.entries, {**stated, **{t.name: None for t in table if t.is_norm}}):
-        if missing := [t.name for t in table if t.name not in found]:
+    vectors = {t.name for t in table if t.is_norm} | {bias_name(t.name) for t in table if t.bias}
+    names = {t.name for t in table} | vectors
+    for found in (file.entries, {**stated, **dict.fromkeys(vectors)}):
+        if missing := sorted(names - set(found)):
             raise GemmaryError(f"{path / FILE} lacks {_some(missing)}")
-        if unknown := sorted(set(found) - {t.name for t in table}):
+        if unknown := sorted(set(found) - names):
             raise GemmaryError(f"{path / FILE} holds {_some(unknown)}, which this model does not have")
     leaves: dict[str, Callable[[], Leaf]] = {}
     for tensor in table:
+        leaf: Callable[[], Leaf]
         if tensor.is_norm:
-            leaves[tensor.name] = _norm(path, file, tensor)
+            leaf = _vector(path, file, tensor.name, tensor.shape)
         else:
-            leaves[tensor.name] = _matrix(path, file, tensor, *stated[tensor.name])
+            leaf = _matrix(path, file, tensor, *stated[tensor.name])
+        bias = _vector(path, file, bias_name(tensor.name), tensor.shape[:1]) if tensor.bias else None
+        leaves[tensor.name] = partial(_affine, leaf, bias) if bias else leaf
     return Checkpoint(
         path, "packed", config, name or path.resolve().name, leaves, partial(open_tokenizer, path),
         partial(read_chat_template, path), notices,
@@ -96,11 +102,15 @@ def _with_dense(path: Path, config: Config, stated: dict[str, tuple[str, tuple[i
     return replace(config, pooled_dense=tuple(widths))
 
 
-def _norm(path: Path, file: SafetensorsFile, tensor: Tensor) -> Callable[[], Leaf]:
-    entry = file.entries[tensor.name]
-    if (entry.dtype, entry.shape) != ("F32", tensor.shape):
-        raise GemmaryError(f"{path / FILE}: {tensor.name} is {entry.dtype} {entry.shape}, not F32 {tensor.shape}")
-    return lambda: Dense(file.array(tensor.name))
+def _vector(path: Path, file: SafetensorsFile, name: str, shape: tuple[int, ...]) -> Callable[[], Dense]:
+    entry = file.entries[name]
+    if (entry.dtype, entry.shape) != ("F32", shape):
+        raise GemmaryError(f"{path / FILE}: {name} is {entry.dtype} {entry.shape}, not F32 {shape}")
+    return lambda: Dense(file.array(name))
+
+
+def _affine(weight: Callable[[], Leaf], bias: Callable[[], Dense]) -> Leaf:
+    return Affine(weight(), bias().array)
 
 
 def _matrix(
@@ -112,7 +122,7 @@ def _matrix(
     if shape != tensor.shape:
         raise GemmaryError(f"{path / FILE}: {tensor.name} has shape {shape}, but config.json means {tensor.shape}")
     try:
-        needed = _core.packed_bytes(format, *shape)
+        needed = _core.packed_bytes(format, *_panel_shape(tensor, format))
     except ValueError as error:
         raise GemmaryError(f"{path / FILE}: {tensor.name}: {error}") from None
     if (entry.dtype, entry.shape) != ("U8", (needed,)):
@@ -136,19 +146,21 @@ def save_packed(source: Source, path: Path, format: str | None, progress: Progre
     table = sorted(
         tensors(source.config), key=lambda t: t.is_norm
     )  # panels are whole lines of 64 bytes, norms may not be
-    formats = {t.name: format or source.lookup(t.name).format for t in table if not t.is_norm}
+    formats = {t.name: _format(source.lookup(t.name), t, format) for t in table if not t.is_norm}
     metadata = {"format": KIND, "version": str(_core.PACKED_VERSION)}
     plan: list[tuple[str, str, tuple[int, ...]]] = []
     for tensor in table:
         if tensor.is_norm:
             plan.append((tensor.name, "F32", tensor.shape))
             continue
-        rows, columns = tensor.shape
-        metadata[tensor.name] = f"{formats[tensor.name]} {rows} {columns}"
+        found = formats[tensor.name]
+        metadata[tensor.name] = f"{found} {tensor.shape[0]} {tensor.shape[1]}"
         try:
-            plan.append((tensor.name, "U8", (_core.packed_bytes(formats[tensor.name], rows, columns),)))
+            plan.append((tensor.name, "U8", (_core.packed_bytes(found, *_panel_shape(tensor, found)),)))
         except ValueError as error:
             raise GemmaryError(f"{tensor.name} cannot be packed: {error}") from None
+    biased = [t for t in table if t.bias]
+    plan += [(bias_name(t.name), "F32", t.shape[:1]) for t in biased]
     runtime = _core.Runtime(0, None)
     meter = Meter(sum(shape[0] for _, dtype, shape in plan if dtype == "U8"), progress)
     with atomic_folder(path) as folder:
@@ -160,18 +172,41 @@ def save_packed(source: Source, path: Path, format: str | None, progress: Progre
                 else meter.watch(_panels(runtime, source.lookup(t.name), formats[t.name]))
                 for t in table
             )
-            write(HashingFile(file), plan, data, metadata)
+            biases = (iter([_bias(source.lookup(t.name))]) for t in biased)
+            write(HashingFile(file), plan, chain(data, biases), metadata)
     return notices
+
+
+def _format(leaf: Leaf, tensor: Tensor, asked: str | None) -> str:
+    """What a matrix is written in where `asked` is wanted of the model; as stored where that does not concern it."""
+    if asked in BLOCK_SIZES:
+        return tensor.blocks(asked) or leaf.format
+    return asked or leaf.format
+
+
+def _panel_shape(tensor: Tensor, format: str) -> tuple[int, int]:
+    """Rows and columns, with those that fill up the last blocks of the tower's."""
+    rows, columns = tensor.shape
+    return rows, padded_columns(format, columns) if tensor.bias else columns
+
+
+def _bias(leaf: Leaf) -> npt.NDArray[np.float32]:
+    assert isinstance(leaf, Affine)
+    return leaf.bias
 
 
 def _panels(runtime: Any, leaf: Leaf, format: str) -> Iterator[npt.NDArray[np.uint8]]:
     from gemmary import _core
 
+    columns = leaf.shape[1]
+    if isinstance(leaf, Affine):
+        columns = padded_columns(format, columns)
+        leaf = quantized(leaf.weight, format) if format in BLOCK_SIZES and leaf.format != format else leaf.weight
     if isinstance(leaf, Packed) and leaf.format == format:
         yield leaf.panels
         return
     for start, stop in slices(leaf):  # whole panels, so the panels of the slices are those of the weight
-        part = _core.PackedWeight(runtime, format, stop - start, leaf.shape[1])
+        part = _core.PackedWeight(runtime, format, stop - start, columns)
         part.pack(runtime, 0, piece(leaf, start, stop, format))
         yield part.panels
         leaf.release(start, stop)

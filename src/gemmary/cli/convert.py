@@ -14,7 +14,8 @@ DTYPES = ("float32", "bfloat16", "float16", "int8", "int4")
 
 FORMATS = (
     "safetensors: a Hugging Face folder (default); gguf: for llama.cpp and its kin (default for a .gguf file); packed: "
-    "a folder for the native engine, which maps it into memory as it is, with nothing to read or copy at loading"
+    "a folder for the native engine, which maps it into memory as it is, with nothing to read or copy at loading; "
+    "big_vision: PaliGemma's original layout (default for a .npz file)"
 )
 
 
@@ -22,8 +23,8 @@ def add(commands: Any) -> None:
     details = "`gemmary verify DST --against SRC` shows that nothing was lost."
     command = parser.command(commands, "convert", run, "write a model in another format", details)
     command.add_argument("source", metavar="SRC", help=parser.MODEL_HELP)
-    command.add_argument("target", metavar="DST", help="a new folder, or a .gguf file (which is replaced)")
-    command.add_argument("--format", choices=("safetensors", "gguf", "packed"), help=FORMATS)
+    command.add_argument("target", metavar="DST", help="a new folder, or a .gguf or .npz file (which is replaced)")
+    command.add_argument("--format", choices=("safetensors", "gguf", "packed", "big_vision"), help=FORMATS)
     command.add_argument(
         "--dtype", choices=DTYPES, help="of the weights (default: as stored); int8 and int4: gguf and packed only"
     )
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     from gemmary.checkpoints import open_checkpoint, save_checkpoint
 
     target = Path(arguments.target).expanduser()
-    chosen = arguments.format or ("gguf" if target.suffix == ".gguf" else "safetensors")
+    chosen = arguments.format or {".gguf": "gguf", ".npz": "big_vision"}.get(target.suffix, "safetensors")
     checkpoint = open_checkpoint(hub.resolve(arguments.source))
     with console.bar(is_bytes=True) as progress:
         notices = save_checkpoint(checkpoint, target, format=chosen, dtype=arguments.dtype, progress=progress)

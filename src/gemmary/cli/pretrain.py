@@ -1,4 +1,4 @@
-"""`gemmary pretrain`: a new small model out of text, its tokenizer included."""
+"""`gemmary pretrain`: a new small model out of text or image rows, its tokenizer included."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     details = (
-        "Trains a SentencePiece tokenizer and a model of any size in Gemma 2's shape, measured on held-out text. "
+        "Trains a SentencePiece tokenizer and a model of any size in Gemma 2's shape, measured on held-out text; or, "
+        "from image rows, in PaliGemma 2's. "
         "Ctrl-C writes a checkpoint, and --resume goes on from it as if nothing had been; docs/tuning.md tells all."
     )
-    command = parser.command(commands, "pretrain", run, "make a new small model from text, tokenizer included", details)
+    command = parser.command(commands, "pretrain", run, "make a new small model from text or image rows", details)
     add_options(command, PretrainSettings)
 
 
@@ -44,7 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     watcher.result(found.as_dict())
     if not settings.json:
         print(describe(found.training, settings.tuning(Path(), Path())))
-        print(describe_held_out(found.held_out))
+        if found.held_out is not None:
+            print(describe_held_out(found.held_out))
 
 
 def describe_held_out(found: HeldOut) -> str:

@@ -17,6 +17,7 @@ from gemmary.memory import size
 KINDS = {
     "safetensors": "Hugging Face folder",
     "gguf": "GGUF file",
+    "big_vision": "big_vision's .npz file",
     "packed": "folder packed for the native engine, which maps it as it is",
 }
 

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from gemmary import _core
 from gemmary.engines.native_weights import pack
 from gemmary.errors import GemmaryError
-from gemmary.quantize.leaves import Affine, Leaf, slices
+from gemmary.quantize.leaves import Affine, Leaf, padded_columns, slices
 from gemmary.quantize.pieces import piece
 
 TILE = 1 << 20
@@ -73,6 +73,7 @@ class PackedMatrix:
             raise GemmaryError(f"only matrices stay quantized, not a weight of shape {leaf.shape}")
         self.shape = (leaf.shape[0], leaf.shape[1])
         self.format = format or leaf.format
+        self._columns = leaf.shape[1] if self.format != leaf.format else padded_columns(self.format, leaf.shape[1])
         runtime = _runtime(torch.get_num_threads())
         try:
             if self.format == leaf.format:
@@ -104,14 +105,15 @@ class PackedMatrix:
         return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
     def read(self, start: int, out: Tensor) -> Tensor:
-        """Fills `out` [n, columns], float32 or bfloat16, with the rows from `start` on; returns it."""
+        """Fills `out`, float32 or bfloat16, with the rows from `start` on; returns it. [n, columns], those among them
+        that fill up the last blocks."""
         array = out.numpy() if out.dtype == torch.float32 else out.view(torch.uint16).numpy()
         self._packed.dequantize(_runtime(torch.get_num_threads()), start, array)
         return out
 
     def tile(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Rows [start, stop) in the shared scratch: valid until any module's next tile."""
-        return self.read(start, _SCRATCH.tile(stop - start, self.shape[1], dtype))
+        return self.read(start, _SCRATCH.tile(stop - start, self._columns, dtype))[:, : self.shape[1]]
 
     def product(self, x: Tensor) -> Tensor:
         """x [T, columns] times the transpose of the matrix -> [T, rows]."""

@@ -1,7 +1,8 @@
 """Records the model instead of running it: ops on named buffers, then a plan of where each buffer lives.
 
 `TraceOps` is an implementation of `ops/spec.Ops` whose arrays are `Value`s: rows of a kind (T tokens, R rows whose
-logits are wanted, S sequences, P rows that come from elsewhere) times a width. `compile_trace` hands what it records to the C++ program that replays it.
+logits are wanted, S sequences, P rows that come from elsewhere) times a width. `compile_trace` hands what it records
+to the C++ program that replays it.
 """
 
 from __future__ import annotations

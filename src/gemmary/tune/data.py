@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from gemmary.chat.messages import FOLDED
 from gemmary.checkpoints import Checkpoint
@@ -14,10 +15,13 @@ from gemmary.tokenizer.pieces import STRUCTURE
 from gemmary.tune.rows import Example, Form, Row, example_of, form_of
 from gemmary.tune.settings import Settings
 from gemmary.tune.sources import find_sources
+from gemmary.vision.masks import MaskCodec
 
 SPELLED = "a text spells a marker of Gemma's prompts, which is read as plain text: conversations are `messages` rows"
 
 
+MASK_CODEC = "mask_codec.npz"
+"""Beside the weights of a model that has its own."""
 _MARKERS = re.compile(f"{STRUCTURE.pattern}|<bos>|<eos>")
 
 
@@ -35,14 +39,15 @@ class Data:
 
 def load_data(settings: Settings, checkpoint: Checkpoint) -> Data:
     """Every row that the settings name, encoded. Raises GemmaryError with file, line and reason for a bad one."""
-    form = form_of(checkpoint, settings.chat_style)
+    form = form_of(checkpoint, settings.chat_style, _codec(settings, checkpoint))
     sources = find_sources(settings.data, validation=settings.validation, test=settings.test, seed=settings.seed)
     told: Counter[str] = Counter()
     splits: dict[str, list[Example]] = {"valid": [], "test": []}
     for name, source in sources.items():
         splits[name] = []
         for row, place in source:
-            splits[name].append(example_of(row, checkpoint.tokenizer, form, source=place))
+            folder = Path(place.rpartition(":")[0]).parent
+            splits[name].append(example_of(row, checkpoint.tokenizer, form, source=place, folder=folder))
             told.update(_told_of(row, form))
         if not splits[name]:
             apart = " once the others are set apart" if source.share != (0.0, 1.0) else ""
@@ -54,8 +59,17 @@ def load_data(settings: Settings, checkpoint: Checkpoint) -> Data:
 _PURPOSE = {"train": "train on", "valid": "validate on", "test": "test on"}
 
 
+def _codec(settings: Settings, checkpoint: Checkpoint) -> MaskCodec | None:
+    """That of the settings, or the one that came with the model."""
+    if settings.mask_codec is not None:
+        return MaskCodec.open(Path(settings.mask_codec).expanduser())
+    beside = checkpoint.path / MASK_CODEC
+    return MaskCodec.open(beside) if beside.is_file() else None
+
+
 def _told_of(row: Row, form: Form) -> Iterator[str]:
-    texts = [text for key in ("text", "prompt", "completion") if isinstance(text := row.get(key), str)]
+    keys = ("text", "prompt", "completion", "prefix", "suffix")
+    texts = [text for key in keys if isinstance(text := row.get(key), str)]
     if any(_MARKERS.search(text) for text in texts):
         yield SPELLED
     messages = row.get("messages")

@@ -52,14 +52,22 @@ def matmul_ceiling(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * _SIDE**3 / best
 
 
-def training_flops(config: Config, tokens: int, scored: int, *, full: bool) -> float:
+def training_flops(
+    config: Config, tokens: int, scored: int, *, full: bool, pictures: int = 0, tower: bool = False
+) -> float:
     """Operations that a step needs: forward, the gradients of activations and (full) of weights, each as much.
 
-    The head runs on the `scored` tokens only. Attention's share, adapters and what is computed twice to save memory are
-    left out.
+    The head runs on the `scored` tokens only, the tower on the `pictures`, forward alone unless it is trained (tower).
+    Attention's share, adapters and what is computed twice to save memory are left out.
     """
     head = 2 * config.embedding_parameters
-    return (3.0 if full else 2.0) * ((config.flops_per_token() - head) * tokens + head * scored)
+    seen = 0.0
+    if config.vision is not None:
+        vision = config.vision
+        weights = vision.num_layers * (4 * vision.hidden_size + 2 * vision.intermediate_size) + config.hidden_size
+        per_patch = 2 * vision.hidden_size * (weights + vision.patch_values)
+        seen = (3.0 if tower else 1.0) * per_patch * vision.num_patches * pictures
+    return seen + (3.0 if full else 2.0) * ((config.flops_per_token() - head) * tokens + head * scored)
 
 
 @contextmanager

@@ -28,8 +28,8 @@ from gemmary.tune.settings import Settings
 from gemmary.tune.state import Checkpoints, Snapshot, State, capture, put_weights, restore
 
 CHECKPOINTS = "checkpoints"
-Share = Callable[[int, int, float], float]
-"""Tokens, scored ones and seconds -> the share of the device's ceiling that they come to."""
+Share = Callable[[int, int, int, float], float]
+"""Tokens, scored ones, pictures and seconds -> the share of the device's ceiling that they come to."""
 
 
 class Trainable(Protocol):
@@ -72,7 +72,7 @@ class Fit:
         self.optimizer = make_optimizer(plan.optimizer, self.trained, plan.weight_decay)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, plan.keep_checkpoints, progress.note)
         self.state = State()
-        self.step_seconds, self.step_tokens, self.step_scored = 0.0, 0, 0
+        self.step_seconds, self.step_tokens, self.step_scored, self.step_pictures = 0.0, 0, 0, 0
         """Of the steps of this process."""
         self._folder, self._fixed, self._progress, self._share = folder, fixed, progress, share
         self._before = 0.0
@@ -134,11 +134,12 @@ class Fit:
         began = time.perf_counter()
         epoch, indices = next_step(plan, self.batches, state.epoch, state.index)
         shares = [self.batches.share(epoch, index, world.rank, world.size) for index in indices]
-        scored, tokens = map(
+        scored, tokens, pictures = map(
             int,
             world.sum(
                 sum(counts * len(micro.targets) for micro, counts in shares),
                 sum(counts * len(micro.batch.tokens) for micro, counts in shares),
+                sum(counts * len(micro.pixels) for micro, counts in shares if micro.pixels is not None),
             ),
         )
         total = 0.0
@@ -158,10 +159,10 @@ class Fit:
         state.step, state.epoch, state.index = state.step + 1, epoch, indices.stop
         state.loss, state.tokens, state.scored = total / scored, state.tokens + tokens, state.scored + scored
         self.step_seconds, self.step_tokens = self.step_seconds + taken, self.step_tokens + tokens
-        self.step_scored += scored
+        self.step_scored, self.step_pictures = self.step_scored + scored, self.step_pictures + pictures
         val_loss, is_best = self._evaluation()
         line = self._line(state.loss, val_loss, rate, norm, tokens / taken)
-        self._progress.step(line, self._share(tokens, scored, taken) if self._share else None)
+        self._progress.step(line, self._share(tokens, scored, pictures, taken) if self._share else None)
         return line, is_best
 
     def _evaluation(self) -> tuple[float | None, bool]:

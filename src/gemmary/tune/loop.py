@@ -83,8 +83,9 @@ def _tune(
         world.shard(model)
         ceiling = matmul_ceiling(dtype, device)
 
-        def share(tokens: int, scored: int, seconds: float) -> float:
-            flops = training_flops(checkpoint.config, tokens, scored, full=settings.method == "full")
+        def share(tokens: int, scored: int, pictures: int, seconds: float) -> float:
+            full, tower = settings.method == "full", settings.trains_tower
+            flops = training_flops(checkpoint.config, tokens, scored, full=full, pictures=pictures, tower=tower)
             return flops / seconds / ceiling
 
         fixed = _fixed(settings, checkpoint, device, dtype, {"data": data.train, "validation": data.valid})
@@ -101,6 +102,7 @@ def _tune(
         if world.leads:
             publish(model, weights, out)
     state = fit.state
+    done = fit.step_tokens, fit.step_scored, fit.step_pictures, fit.step_seconds
     return Result(
         folder=out,
         steps=state.step,
@@ -114,7 +116,7 @@ def _tune(
         test_loss=test_loss,
         seconds=fit.seconds,
         tokens_per_s=fit.step_tokens / fit.step_seconds if fit.step_tokens else None,
-        flops_share=share(fit.step_tokens, fit.step_scored, fit.step_seconds) if fit.step_tokens else None,
+        flops_share=share(*done) if fit.step_tokens else None,
         peak_rss_bytes=peak_rss_bytes(),
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
@@ -187,6 +189,8 @@ def _digest(examples: Sequence[Example]) -> str:
     for example in examples:
         digest.update(len(example.tokens).to_bytes(8, "little") + example.prefix.to_bytes(8, "little"))
         digest.update(example.tokens.tobytes() + example.scored.tobytes())
+        for picture in example.pictures:
+            digest.update(f"{picture.path.name} {picture.stored_bytes}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -205,7 +209,7 @@ def _overview(
         threads=torch.get_num_threads(),
         recomputes=settings.gradient_checkpointing == "on",
         trained=trained,
-        parameters=checkpoint.config.parameters + adapter,
+        parameters=checkpoint.config.total_parameters + adapter,
         documents=len(documents),
         tokens=tokens,
         scored=sum(int(document.scored.sum()) for document in documents),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,17 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from gemmary.batch import patches
 from gemmary.checkpoints import Checkpoint, save_checkpoint
 from gemmary.checkpoints.peft import Adapter, AdapterConfig, LoraWeights, write_adapter
 from gemmary.checkpoints.tensors import Tensor
 from gemmary.config import Config
-from gemmary.engines.torch_modules import Model, module_of
+from gemmary.engines.torch_modules import TABLES, Model, module_of
 from gemmary.engines.torch_ops import StepCache, TorchOps, Visible
 from gemmary.errors import GemmaryError
 from gemmary.model import decoder
-from gemmary.quantize.leaves import FLOATS, Dense, Leaf
+from gemmary.model.vision import Pictures
+from gemmary.quantize.leaves import FLOATS, Affine, Dense, Leaf
 from gemmary.tune.lora import LoraLinear, attach
 from gemmary.tune.losses import DenseTable, Table, cross_entropy
 from gemmary.tune.packing import MicroBatch
@@ -42,9 +45,13 @@ class TuneModel(Model):
         self.recomputes = settings.gradient_checkpointing == "on"
         """Activations inside the blocks are computed again in the backward pass, to the same bits, and not kept.
         Whether `auto` means that, `tune/room.py` has decided before."""
+        self.trains_tower = checkpoint.config.vision is not None and settings.trains_tower
         if settings.method != "full":
             self.requires_grad_(False)
             self.adapters = attach(self, settings)
+        elif not self.trains_tower:
+            for name, path in self.paths.items():
+                self.get_submodule(path).requires_grad_(not name.startswith("vision."))
 
     def loss(self, micro: MicroBatch) -> torch.Tensor:
         """Sum of -log p over the scored tokens, a float32 scalar."""
@@ -58,12 +65,30 @@ class TuneModel(Model):
         def tensor(array: Any) -> torch.Tensor:
             return torch.from_numpy(array).to(device, torch.int64)
 
-        visible = {kind: Visible.of(spans, batch.sequences, device) for kind, spans in batch.visible.items()}
-        step = decoder.Step(tensor(batch.tokens), tensor(batch.positions), dict(visible), tensor(batch.outputs))
         ops, cache = TorchOps(self.dtype), StepCache([None] * len(batch.sequences), batch.sequences)
+        visible = {kind: Visible.of(spans, batch.sequences, device) for kind, spans in batch.visible.items()}
+        seen = (tensor(batch.pictures[0]), self._seen(ops, micro)) if batch.pictures is not None else None
+        tokens, positions, outputs = tensor(batch.tokens), tensor(batch.positions), tensor(batch.outputs)
+        step = decoder.Step(tokens, positions, dict(visible), outputs, seen)
         hidden = super().forward(ops, step, cache, hidden_only=True)
         scored = ops.take(hidden, step.outputs)
         return cross_entropy(scored, self._table(), tensor(micro.targets), self.config.final_logit_softcap)
+
+    def _seen(self, ops: TorchOps, micro: MicroBatch) -> torch.Tensor:
+        """What stands in the places for pictures [M, D]: one run of the tower, over each picture once."""
+        assert micro.pixels is not None
+        assert micro.shown is not None
+        fed, rows = patches(self.config, micro.pixels)
+        pictures = Pictures(
+            torch.from_numpy(fed.patches).to(self.device, self.dtype),
+            torch.from_numpy(fed.positions).to(self.device, torch.int64),
+            Visible.of(fed.visible, rows, self.device),
+        )
+        with nullcontext() if self.trains_tower else torch.no_grad():
+            tokens = self.see(ops, pictures, StepCache([None] * len(rows), rows))
+        if len(micro.shown) == len(rows):  # each stands in one place, and they come in the order of the places
+            return tokens
+        return tokens.view(len(rows), -1, tokens.shape[1])[torch.from_numpy(micro.shown).to(self.device)].flatten(0, 1)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What is trained, in the order of the computation."""
@@ -119,7 +144,7 @@ class MasterLinear(nn.Linear):
     """A trained layer: its weight is float32, the product in the dtype of x."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.weight.to(x.dtype))
+        return functional.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class Trained:
@@ -140,7 +165,12 @@ class Trained:
         return self.model.checkpoint.chat_template
 
     def lookup(self, name: str) -> Leaf:
-        return Dense(self.weights[f"{self.model.paths[name]}.weight"].numpy())
+        path = self.model.paths[name]
+        if f"{path}.weight" not in self.weights:
+            return self.model.checkpoint.lookup(name)
+        leaf = Dense(self.weights[f"{path}.weight"].numpy())
+        bias = self.weights.get(f"{path}.bias")
+        return leaf if bias is None else Affine(leaf, bias.numpy())
 
 
 def build(checkpoint: Checkpoint, settings: Settings, device: torch.device, dtype: torch.dtype) -> TuneModel:
@@ -161,9 +191,11 @@ def build(checkpoint: Checkpoint, settings: Settings, device: torch.device, dtyp
         """Widened to float32 a tile at a time, with the same result as all at once: narrow weights stay narrow."""
         leaf = checkpoint.lookup(tensor.name)
         wide = tensor.is_norm or leaf.format == "F32" or dtype != torch.float32 or device.type != "cpu"
-        return dense(tensor) if wide else packed(tensor, leaf, None)
+        return dense(tensor) if wide or tensor.name in TABLES[1:] else packed(tensor, leaf, None)
 
     def quantized(tensor: Tensor) -> nn.Module:
+        if tensor.name.startswith("vision."):  # rows that are no multiple of a block
+            return frozen(tensor)
         leaf = checkpoint.lookup(tensor.name)
         format = "Q4_0" if leaf.format in FLOATS else None  # what is quantized already stays as it is
         return dense(tensor) if tensor.is_norm else packed(tensor, leaf, format)
@@ -174,6 +206,8 @@ def build(checkpoint: Checkpoint, settings: Settings, device: torch.device, dtyp
         return QuantizedEmbedding(leaf, format) if tensor.name == "embed" else QuantizedLinear(leaf, dtype, format)
 
     def master(tensor: Tensor) -> nn.Module:
+        if tensor.name.startswith("vision.") and not settings.trains_tower:
+            return frozen(tensor)
         return module_of(tensor, checkpoint.lookup, torch.float32, device, MasterLinear)
 
     make = {"lora": frozen, "qlora": quantized, "full": master}[settings.method]

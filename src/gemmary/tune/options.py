@@ -123,9 +123,16 @@ class Options:
     def to_yaml(self) -> str:
         """Every option as it stands, for `read` to read again."""
         values = {each.name: getattr(self, each.name) for each in self.options()}
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        plain = {name: plain_value(value) for name, value in values.items()}
         text: str = _yaml().safe_dump(plain, sort_keys=False, allow_unicode=True)
         return text
+
+
+def plain_value(value: Any) -> Any:
+    """A field's value as YAML and JSON say it: lists for tuples, keys for the fields of a dataclass."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 # What values mean -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Documents packed into steps: no padding, no document sees another, and an order that (seed, epoch) alone fixes.
 
 A pack is documents of at most `sequence_length` tokens together. What is computed of a document ends with the token
-that predicts its last scored one: what only follows is a target, and is never an input.
+that predicts its last scored one: what only follows is a target, and is never an input. Documents of one picture are
+kept together, some at a time, so that the tower sees it once for all of them.
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from gemmary.batch import Batch, Chunk
+from gemmary.batch import Batch, Chunk, Pixels
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
+from gemmary.tune.pictures import Album, Picture
 from gemmary.tune.rows import Example
 
 WINDOW = 2048
 """Documents, in shuffled order, that are sorted by length to fill packs: enough to fill them, and few enough that the
 packs of two epochs differ."""
+TOGETHER = 4
+"""Documents of one picture that stay together at most: a quarter of the tower's work for most of what can be saved,
+and batches of many pictures still."""
 
 Int64 = npt.NDArray[np.int64]
 
@@ -34,6 +40,10 @@ class MicroBatch:
     """`outputs`: the rows that predict a scored token."""
     targets: Int64
     """[R]: the token that follows each of them."""
+    pixels: Pixels | None = None
+    """The pictures of the documents, each once; None where they have none."""
+    shown: Int64 | None = None
+    """[pictures of all documents]: which of `pixels` stands in each one's places, in the order of the places."""
 
 
 class Batches:
@@ -70,6 +80,7 @@ class Batches:
         self.sequence_length = sequence_length
         self._seed = seed
         self._shuffle = shuffle
+        self._album = Album(config.vision.image_size) if config.vision is not None else None
         self._planned: tuple[int, list[list[int]]] = (-1, [])
 
     def count(self, epoch: int) -> int:
@@ -85,7 +96,8 @@ class Batches:
         fewer packs than processes, some get what another has, so that all compute something."""
         packs = self.packs(epoch)[index * self._batch_size : (index + 1) * self._batch_size]
         mine = packs[rank::size] or packs[:1]
-        return micro_batch(self.config, [self.documents[i] for pack in mine for i in pack]), rank < len(packs)
+        documents = [self.documents[i] for pack in mine for i in pack]
+        return micro_batch(self.config, documents, self._album), rank < len(packs)
 
     def packs(self, epoch: int) -> list[list[int]]:
         """The documents of each pack of an epoch, as indices into `documents`; each document once."""
@@ -102,11 +114,30 @@ class Batches:
             found: list[int] = np.argsort(ranks, kind="stable").tolist()
             return found
 
-        documents = order(len(self.documents))
+        groups = self._together(order(len(self.documents)))
+        lengths = [sum(self.lengths[i] for i in group) for group in groups]
         packs: list[list[int]] = []
-        for start in range(0, len(documents), WINDOW):
-            packs += packed(documents[start : start + WINDOW], self.lengths, self.sequence_length)
+        for start in range(0, len(groups), WINDOW):
+            window = range(start, min(start + WINDOW, len(groups)))
+            packs += [
+                [i for group in pack for i in groups[group]] for pack in packed(window, lengths, self.sequence_length)
+            ]
         return [packs[i] for i in order(len(packs))]  # or else a window's short documents would come last
+
+    def _together(self, documents: Sequence[int]) -> list[list[int]]:
+        """The documents in their order, those of one picture as groups that fit into a pack, where the first is."""
+        groups: list[list[int]] = []
+        open_groups: dict[tuple[Path, ...], tuple[list[int], int]] = {}
+        for i in documents:
+            seen = tuple(picture.path for picture in self.documents[i].pictures)
+            group, length = open_groups.get(seen, ([], 0))
+            if not group or len(group) == TOGETHER or length + self.lengths[i] > self.sequence_length:
+                group, length = [], 0
+                groups.append(group)
+            group.append(i)
+            if seen:
+                open_groups[seen] = group, length + self.lengths[i]
+        return groups
 
 
 def packed(documents: Sequence[int], lengths: Sequence[int], room: int) -> list[list[int]]:
@@ -151,11 +182,12 @@ def fitted(example: Example, sequence_length: int) -> list[Example]:
     return pieces
 
 
-def micro_batch(config: Config, documents: Sequence[Example]) -> MicroBatch:
-    """One ragged step over whole documents, of R scored tokens."""
+def micro_batch(config: Config, documents: Sequence[Example], album: Album | None = None) -> MicroBatch:
+    """One ragged step over whole documents, of R scored tokens. album: where their pictures come from; None: without
+    pixels, to look at."""
     lengths = [inputs(each) for each in documents]
     chunks = [
-        Chunk(each.tokens[:length].tolist(), prefix=each.prefix, outputs="none")
+        Chunk(each.tokens[:length].tolist(), prefix=each.prefix, outputs="none", pictures=_unseen(config, each))
         for each, length in zip(documents, lengths, strict=True)
     ]
     outputs: list[Int64] = []
@@ -165,4 +197,17 @@ def micro_batch(config: Config, documents: Sequence[Example]) -> MicroBatch:
         outputs.append(begin + scored - 1)
         targets.append(each.tokens[scored])
     batch = replace(Batch.of(config, chunks), outputs=np.concatenate(outputs).astype(np.int32))
-    return MicroBatch(batch, np.concatenate(targets).astype(np.int64))
+    made = MicroBatch(batch, np.concatenate(targets).astype(np.int64))
+    pictures = [picture for each in documents for picture in each.pictures]
+    if album is None or not pictures:
+        return made
+    places: dict[Picture, int] = {}
+    shown = np.array([places.setdefault(picture, len(places)) for picture in pictures], np.int64)
+    return replace(made, pixels=album.pixels(list(places)), shown=shown)
+
+
+def _unseen(config: Config, example: Example) -> npt.NDArray[np.float32] | None:
+    """What stands in the places of an example's pictures: nothing yet, the tower runs in the step itself."""
+    if config.vision is None or not example.pictures:
+        return None
+    return np.empty((config.vision.num_patches * len(example.pictures), 0), np.float32)

@@ -2,7 +2,7 @@
 
 OUT/start/            what it starts from (`tune/start.py`)
 OUT/model/            a run of `tune` over that: checkpoints, metrics, and at the end the model
-OUT/held-out.json     what the model is worth
+OUT/held-out.json     what the model is worth (from text; of image rows, the loss on those held out is the run's)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gemmary.checkpoints import open_checkpoint
 from gemmary.files import atomic_file
 from gemmary.tune.heldout import HeldOut, measure
 from gemmary.tune.pretrain_settings import PretrainSettings
-from gemmary.tune.start import DATA, HELD_OUT, UNTRAINED, prepare, read_rows
+from gemmary.tune.start import DATA, HELD_OUT, UNTRAINED, prepare, read_rows, shares
 
 if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
@@ -30,11 +30,13 @@ class Pretrained:
     folder: Path
     """OUT/model: what `gemmary run`, `gemmary.load` and transformers take."""
     training: Result
-    held_out: HeldOut
+    held_out: HeldOut | None
+    """None of a run from image rows: `training.test_loss` is measured on those held out."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**self.training.as_dict(), "held_out": self.held_out.as_dict()}
+        held_out = {} if self.held_out is None else {"held_out": self.held_out.as_dict()}
+        return {**self.training.as_dict(), **held_out}
 
 
 def pretrain(settings: PretrainSettings, progress: Progress | None = None) -> Pretrained:
@@ -49,6 +51,9 @@ def pretrain(settings: PretrainSettings, progress: Progress | None = None) -> Pr
     for notice in notices:
         if progress is not None:
             progress.note(notice)
+    if settings.data is not None:
+        result = tune(settings.tuning(start / UNTRAINED, Path(settings.data), *shares(settings)), progress)
+        return Pretrained(result.folder, result, None)
     result = tune(settings.tuning(start / UNTRAINED, start / DATA), progress)
     held_out = measure_folder(result.folder, start / HELD_OUT)
     with atomic_file(start.parent / "held-out.json") as file:

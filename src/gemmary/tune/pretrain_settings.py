@@ -1,14 +1,17 @@
-"""What a run from scratch is: text, a vocabulary's size, a model's shape, and how `tune` is to train it."""
+"""What a run from scratch is: text or image rows, a vocabulary's size, a shape, and how `tune` is to train it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from gemmary.config import Config
+from gemmary.checkpoints.fields import periodic
+from gemmary.config import Config, VisionConfig
 from gemmary.errors import GemmaryError
-from gemmary.tune.options import Options, number, option, whole
+from gemmary.tune.options import Options, number, option, plain_value, whole
+from gemmary.tune.options import text as a_text
 from gemmary.tune.settings import Settings
 from gemmary.tune.vocabulary import SMALLEST
 from gemmary.zoo import alternating
@@ -32,6 +35,22 @@ def places(value: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
+def tower(value: Any) -> VisionConfig:
+    """A shape as keys (`{image_size: 128, …}`), or as text with commas (`image_size=128,…`)."""
+    if isinstance(value, VisionConfig):
+        return value
+    if isinstance(value, str):
+        value = dict(part.strip().partition("=")[::2] for part in value.split(","))
+    known = [each.name for each in fields(VisionConfig) if each.name != "layer_norm_eps"]
+    if not isinstance(value, Mapping) or set(value) - {"layer_norm_eps"} != set(known):
+        raise ValueError(f"{', '.join(known)}, each with a whole number")
+    eps = number(0, above=True)(value.get("layer_norm_eps", 1e-6))
+    try:
+        return VisionConfig(**{name: whole(1, 1 << 16)(value[name]) for name in known}, layer_norm_eps=eps)
+    except ValueError as error:
+        raise ValueError(f"a shape that a tower can have ({error})") from None
+
+
 @dataclass(frozen=True)
 class PretrainSettings(Options):
     """A run from scratch. Names of fields are keys of its YAML file and, with - for _, flags of `gemmary pretrain`.
@@ -40,19 +59,22 @@ class PretrainSettings(Options):
     taken from there. Raises a GemmaryError of one line for a bad value, or for a shape that no Gemma can have.
     """
 
-    text: tuple[str, ...] = option(
-        places, "text to learn: .txt and .jsonl files, folders of them, globs", metavar="PATH"
-    )
     out: str = like_tune("out")
+    text: tuple[str, ...] | None = option(
+        places, "text to learn: .txt and .jsonl files, folders of them, globs", default=None, metavar="PATH"
+    )
+    data: str | None = option(
+        a_text, "image rows to learn, in place of text: as `gemmary tune` takes them", default=None, metavar="PATH"
+    )
     held_out: float = option(
         number(0, 1, above=True, below=True),
-        "share of the documents that is only measured on",
+        "share of the documents, or of the pictures, that is only measured on",
         default=0.05,
         metavar="X",
     )
     validation: float = option(
         number(0, 1, above=True, below=True),
-        "share of the documents that chooses the best checkpoint",
+        "share that chooses the best checkpoint",
         default=0.02,
         metavar="X",
     )
@@ -73,6 +95,13 @@ class PretrainSettings(Options):
         whole(1), "keys that a local layer sees (default: half of the context)", default=None, metavar="N"
     )
 
+    vision: VisionConfig | None = option(  # noqa: RUF009 (a field, as all the others)
+        tower,
+        "the tower that reads pictures: image_size, patch_size, num_layers, hidden_size, num_heads, intermediate_size",
+        default=None,
+        metavar="SHAPE",
+    )
+
     # As in `gemmary tune` ---------------------------------------------------------------------------------------------
 
     steps: int | None = like_tune("steps")
@@ -80,6 +109,7 @@ class PretrainSettings(Options):
     batch_size: int = like_tune("batch_size")
     sequence_length: int = like_tune("sequence_length", default=256)
     accumulation: int = like_tune("accumulation")
+    mask_codec: str | None = like_tune("mask_codec")
     learning_rate: float = like_tune("learning_rate", default=3e-3)
     """A hundred times that of tuning: there is nothing yet to be kept, and small models bear (and need) more."""
     schedule: str = like_tune("schedule")
@@ -111,15 +141,22 @@ class PretrainSettings(Options):
             raise GemmaryError(
                 f"sequence_length {self.sequence_length} is more than context_length {self.context_length}"
             )
+        if (self.text is None) == (self.data is None):
+            raise GemmaryError("a run from scratch learns from text or from data (image rows): give one of them")
+        if (self.vision is None) != (self.data is None):
+            raise GemmaryError("vision is the tower of a model that learns from data (image rows): give both")
         if self.held_out + self.validation >= 1:
             raise GemmaryError("held_out and validation take all documents: give them smaller shares")
         self.config()
 
     def config(self) -> Config:
-        """The shape, with all that makes a Gemma 2: two norms a branch, softcaps, a window in every other layer."""
+        """The shape, with all that makes a Gemma 2: two norms a branch, softcaps, a window in every other layer.
+
+        One that sees pictures is a PaliGemma 2 without any of the caps and windows, which only large models need.
+        """
         assert self.context_length is not None
         try:
-            return Config(
+            decoder = Config(
                 family="gemma2",
                 num_layers=self.num_layers,
                 hidden_size=self.hidden_size,
@@ -138,15 +175,29 @@ class PretrainSettings(Options):
             )
         except ValueError as error:
             raise GemmaryError(f"no Gemma has this shape: {error}") from None
+        if self.vision is None:
+            return decoder
+        return replace(
+            decoder,
+            family="paligemma2",
+            layer_types=periodic(1, self.num_layers),
+            sliding_window=None,
+            attn_logit_softcap=None,
+            final_logit_softcap=None,
+            vision=self.vision,
+            prefix_lm=True,
+        )
 
     def start(self) -> dict[str, Any]:
         """What the beginning of the run depends on, besides the text: a resumed one must agree."""
         names = [each.name for each in self.options()]
         own = names[names.index("held_out") : names.index("steps")]
-        return {name: getattr(self, name) for name in (*own, "seed")}
+        return {name: plain_value(getattr(self, name)) for name in (*own, "seed")}
 
-    def tuning(self, model: Path, data: Path) -> Settings:
-        """The same for `tune`: over the model and the rows that the start has made, into the folder `model`."""
-        shared = {each.name for each in self.options()} & _SETTINGS.keys() - {"out", "validation"}
+    def tuning(self, model: Path, data: Path, validation: float | None = None, test: float | None = None) -> Settings:
+        """The same for `tune`: over the model that the start has made, into the folder `model`. data: the rows, of
+        which shares validate and test; None: what lies beside them."""
+        shared = {each.name for each in self.options()} & _SETTINGS.keys() - {"out", "data", "validation"}
         values = {name: getattr(self, name) for name in sorted(shared)}
-        return Settings(model=str(model), data=str(data), out=str(Path(self.out, "model")), method="full", **values)
+        places: dict[str, Any] = {"model": str(model), "data": str(data), "out": str(Path(self.out, "model"))}
+        return Settings(**places, method="full", validation=validation, test=test, **values)

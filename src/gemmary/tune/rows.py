@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,12 @@ import numpy.typing as npt
 from gemmary.chat import Message, Style, continue_turn, encode_chat, style_of
 from gemmary.chat.messages import to_turns
 from gemmary.checkpoints import Checkpoint
+from gemmary.config import Config
 from gemmary.errors import GemmaryError
 from gemmary.tokenizer import Tokenizer
+from gemmary.tune.image_rows import ImageRow, read_image_row, spans_of
+from gemmary.tune.pictures import Picture
+from gemmary.vision.masks import MaskCodec
 
 Row = Mapping[str, Any]
 Spans = Iterable[tuple[list[int], bool]]
@@ -37,6 +42,13 @@ class Example:
     """Where the row stands, for messages: "train.jsonl:17"."""
     prefix: int = 0
     """Tokens at the start that see each other."""
+    image_row: ImageRow | None = None
+    """What the document was made from, where it has pictures."""
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Whose tokens stand at its places for pictures, in their order."""
+        return self.image_row.pictures if self.image_row is not None else ()
 
 
 @dataclass(frozen=True)
@@ -47,13 +59,20 @@ class Form:
     """The chat template of conversations."""
     is_raw: bool
     """Whether `prompt` and `completion` are text as it stands, as a pretrained model is asked, or else turns."""
+    sees: Config | None = None
+    """The model's, where it sees pictures: its rows have them."""
+    codec: MaskCodec | None = None
+    """What makes codes of masks."""
 
 
-def form_of(checkpoint: Checkpoint, chat_style: str = "auto") -> Form:
+def form_of(checkpoint: Checkpoint, chat_style: str = "auto", codec: MaskCodec | None = None) -> Form:
     """How rows are put before a checkpoint: as `gemmary run` and `gemmary chat` put prompts before it.
 
     chat_style: "gemma1", "gemma3" or "raw" instead. A conversation has no raw form: its template is the model's then.
+    codec: makes codes of masks.
     """
+    if checkpoint.config.vision is not None:
+        return Form("gemma1", is_raw=True, sees=checkpoint.config, codec=codec)
     own = style_of(checkpoint.config.family, checkpoint.chat_template)
     if chat_style == "auto":
         return Form(own, is_raw=not checkpoint.instruction_tuned)
@@ -62,27 +81,40 @@ def form_of(checkpoint: Checkpoint, chat_style: str = "auto") -> Form:
     return Form("gemma3" if chat_style == "gemma3" else "gemma1", is_raw=False)
 
 
-def example_of(row: Row, tokenizer: Tokenizer, form: Form, *, source: str) -> Example:
+def example_of(row: Row, tokenizer: Tokenizer, form: Form, *, source: str, folder: Path = Path()) -> Example:
     """The one way from a row to tokens and what is scored of them; the row's keys say which kind it is (`KINDS`).
 
     `messages`: the model's answers and their `<end_of_turn>` are scored, not the "\\n" that the template puts behind,
     which a model never samples; what follows the last answer is left off, since nothing scored could see it. `prompt`
-    and `completion`: the completion and EOS, or turns (`Form.is_raw`). `text`: every token, and EOS. Other keys are
-    left alone; None is as good as absent. Raises GemmaryError, which begins with `source`, for a row that is none of
-    these or two of them, empty or malformed.
+    and `completion`: the completion and EOS, or turns (`Form.is_raw`). `text`: every token, and EOS. `image`, `prefix`
+    and `suffix` or `objects`, for a model that sees pictures and for no other: the suffix and EOS. Other keys are
+    left alone; None is as good as absent. folder: what paths in the row are relative to.
+
+    Raises GemmaryError, which begins with `source`, for a row that is none of these or two of them, empty or malformed.
     """
     keys = [key for key, value in row.items() if value is not None]
-    kinds = [kind for kind in KINDS if set(kind) <= set(keys)]
+    kinds = [kind for kind in (*KINDS, *IMAGE_KINDS) if set(kind) <= set(keys)]
     try:
         if len(kinds) != 1:
             has = " + ".join(keys) or "nothing"
-            raise GemmaryError(f"a row is one of {'; '.join(map(' + '.join, KINDS))}, and this one has {has}")
-        spans = list(KINDS[kinds[0]](row, tokenizer, form))
+            known = IMAGE_KINDS if form.sees is not None else KINDS
+            raise GemmaryError(f"a row is one of {'; '.join(map(' + '.join, known))}, and this one has {has}")
+        if kinds[0] not in KINDS:
+            return _seen(row, tokenizer, form, source, folder)
+        if form.sees is not None:
+            raise GemmaryError(f"a model that sees pictures learns from {'; '.join(map(' + '.join, IMAGE_KINDS))}")
+        return _example(KINDS[kinds[0]](row, tokenizer, form), source)
     except GemmaryError as error:
         raise GemmaryError(f"{source}: {error}") from None
-    tokens = [np.array(ids, np.int32) for ids, _ in spans]
-    scored = [np.full(len(ids), is_scored) for ids, is_scored in spans]
-    return Example(np.concatenate(tokens), np.concatenate(scored), source)
+
+
+def _example(spans: Spans, source: str, image_row: ImageRow | None = None) -> Example:
+    """prefix: where there are pictures, the first span."""
+    pieces = list(spans)
+    tokens = [np.array(ids, np.int32) for ids, _ in pieces]
+    scored = [np.full(len(ids), is_scored) for ids, is_scored in pieces]
+    prefix = len(tokens[0]) if image_row is not None else 0
+    return Example(np.concatenate(tokens), np.concatenate(scored), source, prefix, image_row)
 
 
 # Kinds of rows --------------------------------------------------------------------------------------------------------
@@ -139,6 +171,17 @@ KINDS: dict[tuple[str, ...], Callable[[Row, Tokenizer, Form], Spans]] = {
     ("text",): _plain,
 }
 """The keys that make a row one of a kind, and what makes its document."""
+
+
+IMAGE_KINDS: tuple[tuple[str, ...], ...] = (("image", "prefix", "suffix"), ("image", "prefix", "objects"))
+"""Those of a model that sees pictures."""
+
+
+def _seen(row: Row, tokenizer: Tokenizer, form: Form, source: str, folder: Path) -> Example:
+    if form.sees is None:
+        raise GemmaryError("the model sees no pictures: rows with an image are for one that does, such as PaliGemma")
+    image_row = read_image_row(row, folder, form.codec)
+    return _example(spans_of(image_row, tokenizer, form.sees), source, image_row)
 
 
 def _text(row: Row, key: str) -> str:

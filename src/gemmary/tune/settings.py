@@ -109,6 +109,20 @@ class Settings(Options):
     rslora: bool = option(switch, "count the adapter alpha / sqrt(rank) times", default=False)
     dora: bool = option(switch, "learn each weight column's magnitude apart (DoRA)", default=False)
 
+    # Pictures --------------------------------------------------------------------------------------------------------
+
+    train_tower: bool | None = option(
+        switch,
+        "train the vision tower and its projection, too (default: with --method full; an adapter has none)",
+        default=None,
+    )
+    mask_codec: str | None = option(
+        text,
+        "an .npz file that makes codes of the masks of image rows (default: mask_codec.npz beside the model, if there)",
+        default=None,
+        metavar="PATH",
+    )
+
     # The machine -----------------------------------------------------------------------------------------------------
 
     seed: int = option(whole(0, 2**64 - 1), "the same seed gives the same bytes", default=0, metavar="S")
@@ -166,6 +180,13 @@ class Settings(Options):
             object.__setattr__(self, "learning_rate", LEARNING_RATES[self.method])
         if self.steps is None and self.epochs is None:
             object.__setattr__(self, "epochs", 1.0)
+        if self.train_tower and self.method != "full":
+            raise GemmaryError(f"--train-tower needs --method full: a {self.method} adapter holds no vision tower")
         fractions = [share for share in (self.validation, self.test) if isinstance(share, float)]
         if sum(fractions) >= 1:
             raise GemmaryError("validation and test take all rows: give them smaller fractions")
+
+    @property
+    def trains_tower(self) -> bool:
+        """Whether the vision tower and its projection are trained, where the model has them."""
+        return self.method == "full" if self.train_tower is None else self.train_tower

@@ -36,7 +36,8 @@ class Source:
     paths: tuple[Path, ...]
     share: tuple[float, float] = (0.0, 1.0)
     """Rows whose draw, in [0, 1), lies in this interval. A draw is a hash of the seed and the row's index, so a row
-    stays in its split when others are added behind it."""
+    stays in its split when others are added behind it; or of the seed and the row's picture, which lies in one split
+    with all of its rows."""
     seed: int = 0
 
     def __iter__(self) -> Iterator[tuple[Row, str]]:
@@ -47,7 +48,7 @@ class Source:
         index = 0
         for path in self.paths:
             for number, row in enumerate(read_rows(path), 1):
-                if self.share == (0.0, 1.0) or self.share[0] <= _draw(self.seed, index) < self.share[1]:
+                if self.share == (0.0, 1.0) or self.share[0] <= _draw(self.seed, _drawn_by(row, index)) < self.share[1]:
                     yield row, f"{path}:{number}"
                 index += 1
 
@@ -81,8 +82,13 @@ def read_rows(path: Path) -> Iterator[Row]:
     return _json_rows(path)
 
 
-def _draw(seed: int, index: int) -> float:
-    digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
+def _drawn_by(row: Row, index: int) -> int | str:
+    image = row.get("image")
+    return index if image is None else json.dumps(image)
+
+
+def _draw(seed: int, key: int | str) -> float:
+    digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / (1 << 48)
 
 

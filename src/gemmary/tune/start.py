@@ -6,13 +6,15 @@ start/
   held-out.jsonl     rows that nothing of the model is made from
   untrained/         a Hugging Face folder: the tokenizer, trained on train.jsonl, and weights that know nothing yet
   SHA256SUMS
+
+A start from image rows has `made-from.json` and `untrained` alone: the rows stay where their pictures are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from gemmary.checkpoints import save_checkpoint
@@ -20,9 +22,11 @@ from gemmary.checkpoints.json_files import read_json, write_json
 from gemmary.errors import GemmaryError
 from gemmary.files import atomic_folder, check_folder
 from gemmary.tune.corpus import Document, read_documents, split
+from gemmary.tune.image_rows import texts_of
 from gemmary.tune.initial import initial_checkpoint
 from gemmary.tune.pretrain_settings import PretrainSettings
-from gemmary.tune.vocabulary import train_tokenizer
+from gemmary.tune.sources import find_sources
+from gemmary.tune.vocabulary import train_picture_tokenizer, train_tokenizer
 
 MADE_FROM, DATA, HELD_OUT, UNTRAINED = "made-from.json", "data", "held-out.jsonl", "untrained"
 
@@ -33,12 +37,12 @@ def prepare(settings: PretrainSettings) -> tuple[Path, list[str]]:
     One that is there is used if its checksums hold and it was made from the same text and settings: the tokenizer is
     not trained again. Raises GemmaryError where it was not, or for text that cannot be read, split or tokenized so.
     """
+    if settings.text is None:
+        return _prepare_pictures(settings), []
     documents, notices = read_documents(settings.text)
-    made_from = {"text_sha256": _digest(documents), **settings.start()}
+    made_from = {"text_sha256": _digest(document.text for document in documents), **settings.start()}
     path = Path(settings.out).expanduser() / "start"
-    if path.exists():
-        check_folder(path)
-        _agree(path, made_from)
+    if _is_made(path, made_from):
         return path, notices
     corpus = split(documents, settings.validation, settings.held_out, settings.seed)
     tokenizer = train_tokenizer((document.text for document in corpus.train), settings.vocab_size)
@@ -51,6 +55,30 @@ def prepare(settings: PretrainSettings) -> tuple[Path, list[str]]:
         save_checkpoint(model, folder / UNTRAINED)
         write_json(folder / MADE_FROM, made_from)
     return path, notices
+
+
+def shares(settings: PretrainSettings) -> tuple[float | None, float | None]:
+    """The shares of image rows that validate and test; None: rows of their own, or none of either, lie beside them."""
+    assert settings.data is not None
+    own = find_sources(settings.data)
+    return None if "valid" in own else settings.validation, None if "test" in own else settings.held_out
+
+
+def _prepare_pictures(settings: PretrainSettings) -> Path:
+    """The tokenizer is trained on the rows that are trained on."""
+    assert settings.data is not None
+    validation, test = shares(settings)
+    rows = find_sources(settings.data, validation=validation, test=test, seed=settings.seed)["train"]
+    texts = [text for row, _ in rows for text in texts_of(row)]
+    made_from = {"text_sha256": _digest(texts), **settings.start()}
+    path = Path(settings.out).expanduser() / "start"
+    if not _is_made(path, made_from):
+        tokenizer = train_picture_tokenizer(texts, settings.vocab_size)
+        model = initial_checkpoint(settings.config(), tokenizer, path.parent.name, settings.seed)
+        with atomic_folder(path) as folder:
+            save_checkpoint(model, folder / UNTRAINED)
+            write_json(folder / MADE_FROM, made_from)
+    return path
 
 
 def read_rows(path: Path) -> Iterator[str]:
@@ -66,14 +94,18 @@ def _write(path: Path, documents: Sequence[Document]) -> None:
             file.write(json.dumps({"text": document.text, "source": document.source}, ensure_ascii=False) + "\n")
 
 
-def _digest(documents: Sequence[Document]) -> str:
+def _digest(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for document in documents:
-        digest.update(hashlib.sha256(document.text.encode()).digest())
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
     return digest.hexdigest()
 
 
-def _agree(path: Path, made_from: dict[str, object]) -> None:
+def _is_made(path: Path, made_from: dict[str, object]) -> bool:
+    """Whether the start is there. Raises GemmaryError where it is damaged, or another's."""
+    if not path.exists():
+        return False
+    check_folder(path)
     before = read_json(path / MADE_FROM)
     for name in sorted(before.keys() | made_from.keys()):
         if before.get(name) != made_from.get(name):
@@ -81,3 +113,4 @@ def _agree(path: Path, made_from: dict[str, object]) -> None:
                 f"{path} was made with {name} {before.get(name)}, not {made_from.get(name)}: go on with the same, or "
                 "give another --out"
             )
+    return True

@@ -8,6 +8,7 @@ with its reason, never dropped in silence.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -31,8 +32,8 @@ class Object:
     """Top, left, bottom, right, each from 0 to 1023."""
     codes: tuple[int, ...]
     """16 codes of its mask, or none."""
-    span: tuple[int, int]
-    """Where its location and code tokens stand in the text."""
+    span: tuple[int, int] = (0, 0)
+    """Where its location and code tokens stand in the text that it was read from."""
 
     def box(self, width: int, height: int, divisor: int = LOCATIONS) -> tuple[float, float, float, float]:
         """Left, top, right, bottom in pixels of a picture of that size. divisor: 1024, or 1023 as big_vision has it."""
@@ -64,6 +65,25 @@ def parse(text: str) -> tuple[list[Object], list[Malformed]]:
         top, left, bottom, right = numbers[:4]
         objects.append(Object(label, (top, left, bottom, right), tuple(numbers[4:]), run.span()))
     return objects, malformed
+
+
+def locations(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right of a box (left, top, right, bottom in pixels of a picture of that size), each from 0 to
+    1023: rounded as big_vision writes them, so that 1023 is the far side."""
+    left, top, right, bottom = box
+    shares = (top / height, left / width, bottom / height, right / width)
+    y0, x0, y1, x1 = (min(LOCATIONS - 1, max(0, round(share * (LOCATIONS - 1)))) for share in shares)
+    return y0, x0, y1, x1
+
+
+def write(objects: Iterable[Object]) -> str:
+    """The inverse of `parse`: objects as the model writes them."""
+    return " ; ".join(
+        "".join(f"<loc{n:04d}>" for n in each.locations)
+        + "".join(f"<seg{n:03d}>" for n in each.codes)
+        + f" {each.label}".rstrip()
+        for each in objects
+    )
 
 
 def _fault(kinds: list[str], numbers: list[int]) -> str | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,10 +36,10 @@ def open_image(source: Any) -> Image:
 
     Raises GemmaryError, one line, for anything that is not a whole picture of a known format and a sane size.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
-    called = "the picture"
-    try:
+    called = str(source) if isinstance(source, str | os.PathLike) else "the picture"
+    with _one_line(called):
         if isinstance(source, np.ndarray):
             image = Image.fromarray(_as_rgb(source))
         elif isinstance(source, Image.Image):
@@ -46,21 +48,22 @@ def open_image(source: Any) -> Image:
             if isinstance(source, bytes | bytearray | memoryview):
                 opened: Any = io.BytesIO(source)
             elif isinstance(source, str | os.PathLike):
-                called, opened = str(source), Path(source)
+                opened = Path(source)
             else:
                 raise GemmaryError(f"a picture is a path, bytes, a PIL image or an array, not {type(source).__name__}")
             image = Image.open(opened, formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise GemmaryError(
-                f"{called} has {image.width:,} x {image.height:,} pixels and {MAX_PIXELS:,} is the most: scale it down"
-            )
+        _check_size(image, called)
         return _rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise GemmaryError(f"{called} does not exist") from None
-    except UnidentifiedImageError:
-        raise GemmaryError(f"{called} is not a JPEG, PNG or WebP file") from None
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError) as error:
-        raise GemmaryError(f"{called} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height of a picture file, upright, from its header alone. Raises GemmaryError as `open_image`."""
+    from PIL import ExifTags, Image
+
+    with _one_line(str(path)), Image.open(path, formats=FORMATS) as image:
+        _check_size(image, str(path))
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def pixels(image: Image, size: int, resize: Resize = "big_vision") -> npt.NDArray[np.float32]:
@@ -76,9 +79,40 @@ def pixels(image: Image, size: int, resize: Resize = "big_vision") -> npt.NDArra
         square: npt.NDArray[np.float32] = ((small * (1 / 255)).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
         return square
     planes = [np.asarray(plane.convert("F").resize((size, size), Image.Resampling.BILINEAR)) for plane in image.split()]
-    whole = np.floor(np.clip(np.stack(planes, axis=-1), 0, 255))
-    square = whole / np.float32(127.5) - np.float32(1)
-    return square
+    return as_pixels(np.clip(np.stack(planes, axis=-1), 0, 255).astype(np.uint8))
+
+
+def as_pixels(squares: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Bytes [..., size, size, 3] -> float32 in [-1, 1]."""
+    return squares.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def as_bytes(square: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """The inverse, exact for what "big_vision" resizing gives."""
+    whole: npt.NDArray[np.uint8] = np.rint((square + np.float32(1)) * np.float32(127.5)).astype(np.uint8)
+    return whole
+
+
+@contextmanager
+def _one_line(called: str) -> Iterator[None]:
+    """What Pillow raises for a bad file, as a GemmaryError of one line."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        yield
+    except FileNotFoundError:
+        raise GemmaryError(f"{called} does not exist") from None
+    except UnidentifiedImageError:
+        raise GemmaryError(f"{called} is not a JPEG, PNG or WebP file") from None
+    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError) as error:
+        raise GemmaryError(f"{called} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _check_size(image: Image, called: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise GemmaryError(
+            f"{called} has {image.width:,} x {image.height:,} pixels and {MAX_PIXELS:,} is the most: scale it down"
+        )
 
 
 def _rgb(image: Image) -> Image:
