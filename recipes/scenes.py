@@ -26,7 +26,7 @@ from recipes.packages import write_rows
 from recipes.shapes import COLOURS, SHAPES, Shape, coverage
 
 SIZE = 128
-SEEDS = {"train": 0, "valid": 1 << 40, "test": 2 << 40}
+SEEDS = {"train": 0, "valid": 1 << 40, "test": 2 << 40, "single": 3 << 40}
 COUNTS = (0.35, 0.3, 0.2, 0.15)
 """How often a scene has one, two, three and four things."""
 MOST_HIDDEN = 0.15
@@ -62,12 +62,12 @@ class Scene:
     """From top to bottom, by the tops of their boxes."""
 
 
-def scene(seed: int, size: int = SIZE, shapes: Mapping[str, Shape] = SHAPES) -> Scene:
-    """One to four things on a background of its own."""
+def scene(seed: int, size: int = SIZE, shapes: Mapping[str, Shape] = SHAPES, most: int = len(COUNTS)) -> Scene:
+    """One thing to four, or `most`, on a background of its own."""
     random = np.random.default_rng(seed)
     ground = _ground(random, size)
     picture, placed = ground.copy(), list[tuple[str, str, Mask]]()
-    wanted = 1 + int(random.choice(len(COUNTS), p=COUNTS))
+    wanted = min(most, 1 + int(random.choice(len(COUNTS), p=COUNTS)))
     for _ in range(12 * wanted):
         shape, colour = str(random.choice(list(shapes))), str(random.choice(list(COLOURS)))
         tint = np.clip(np.array(COLOURS[colour]) + random.normal(0, 8, 3), 0, 255)
@@ -81,7 +81,7 @@ def scene(seed: int, size: int = SIZE, shapes: Mapping[str, Shape] = SHAPES) -> 
         if len(placed) == wanted:
             break
     if not placed:
-        return scene(seed + (1 << 50), size, shapes)
+        return scene(seed + (1 << 50), size, shapes, most)
     noise = random.normal(0, random.choice((0.0, 2.0, 5.0)), (size, size, 1))
     things = sorted((Thing(*each) for each in placed), key=lambda thing: (thing.box[1], thing.box[0]))
     return Scene(np.clip(np.rint(picture + noise), 0, 255).astype(np.uint8), tuple(things))
@@ -193,6 +193,20 @@ def question_about(scene: Scene, random: np.random.Generator) -> tuple[str, str]
     return f"is there a {colour} {shape}?", "yes" if is_there else "no"
 
 
+def single_rows(scene: Scene, image: str, random: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """What is asked about a scene of one thing: its box, and in turn its caption, color or shape."""
+    (thing,) = scene.things
+    label = thing.shape if random.random() < 0.5 else thing.name
+    yield {"image": image, "prefix": f"detect {label}", "objects": [{"label": label, "box": thing.box}]}
+    told = (
+        ("caption en", caption(scene)),
+        (f"answer en what color is the {thing.shape}?", thing.colour),
+        (f"answer en what is the {thing.colour} shape?", thing.shape),
+    )
+    prefix, suffix = told[random.integers(len(told))]
+    yield {"image": image, "prefix": prefix, "suffix": suffix}
+
+
 def write(out: Path, name: str, pictures: int, codec: Path, processes: int | None = None) -> list[dict[str, Any]]:
     """The pictures of a set as PNG files in out/pictures/NAME/, and the rows about them."""
     (out / "pictures" / name).mkdir(parents=True, exist_ok=True)
@@ -205,9 +219,10 @@ def _write_one(out: Path, name: str, codec: Path, number: int) -> list[dict[str,
     from PIL import Image
 
     seed, image = SEEDS[name] + number, f"pictures/{name}/{number:05d}.png"
-    drawn = scene(seed)
+    drawn = scene(seed, most=1 if name == "single" else len(COUNTS))
     Image.fromarray(drawn.picture).save(out / image)
-    return list(rows(drawn, image, np.random.default_rng([seed, 1]), _opened(codec)))
+    random = np.random.default_rng([seed, 1])
+    return list(single_rows(drawn, image, random) if name == "single" else rows(drawn, image, random, _opened(codec)))
 
 
 _opened = lru_cache(MaskCodec.open)

@@ -39,6 +39,8 @@ from gemmary.vision.objects import LOCATIONS
 Float32 = npt.NDArray[np.float32]
 _LOCATION_STEP = 8.0
 """Numbers of a location that the shortest wave takes for a radian: a pixel of 128."""
+_PLACE_STEP = 0.5
+"""Places of the tower that its shortest wave takes for a radian."""
 _POST_NORMS = (".post_attn_norm", ".post_ffn_norm")
 
 
@@ -72,20 +74,27 @@ def _weight(tensor: Tensor, config: Config, source: np.random.SFC64) -> Float32:
         assert config.vision is not None
         row, column = np.divmod(np.arange(shape[0]), config.vision.side)
         half = shape[1] // 2
-        return np.concatenate([_waves(column, half, 1.0), _waves(row, shape[1] - half, 1.0)], axis=1)
+        across = _waves(column, half, _PLACE_STEP, config.vision.side / 2)
+        return np.concatenate([across, _waves(row, shape[1] - half, _PLACE_STEP, config.vision.side / 2)], axis=1)
     fan = sum(shape) / 2 if tensor.name.startswith("vision.layers.") else shape[1]
+    if tensor.name.startswith("vision.layers.") and tensor.name.endswith((".o", ".down")):
+        assert config.vision is not None
+        fan *= 2 * config.vision.num_layers
     weight: Float32 = (_uniform(source, shape[0] * shape[1]) * np.float32((3 / fan) ** 0.5)).reshape(shape)
+    if tensor.name == "vision.patch":  # blind to a patch's mean, or all of a picture's places look alike
+        channels = weight.reshape(shape[0], 3, -1)
+        return np.float32(2) * (channels - channels.mean(axis=2, keepdims=True)).reshape(shape)
     if tensor.name == "embed" and config.vision is not None:
-        locations = _waves(np.arange(LOCATIONS), shape[1], _LOCATION_STEP) * np.float32((2 / shape[1]) ** 0.5)
+        locations = _waves(np.arange(LOCATIONS), shape[1], _LOCATION_STEP, 100) * np.float32((2 / shape[1]) ** 0.5)
         first = shape[0] - len(PICTURE_TOKENS)
         weight[first : first + LOCATIONS] = locations
     return weight
 
 
-def _waves(numbers: npt.NDArray[np.int64], columns: int, step: float) -> Float32:
-    """[numbers, columns] between -1 and 1: sines, then cosines, of lengths from 2 pi steps to 100 times that."""
+def _waves(numbers: npt.NDArray[np.int64], columns: int, step: float, longest: float) -> Float32:
+    """[numbers, columns] between -1 and 1: sines, then cosines, of lengths from 2 pi steps to `longest` times that."""
     ways = (columns + 1) // 2
-    angles = numbers[:, None] / (step * np.float64(100) ** (np.arange(ways) / max(1, ways - 1)))
+    angles = numbers[:, None] / (step * np.float64(longest) ** (np.arange(ways) / max(1, ways - 1)))
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)[:, :columns].astype(np.float32)
 
 
