@@ -28,7 +28,8 @@ def open_named(name: str | Path) -> Checkpoint:
 
 
 def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
-    """Opens a Hugging Face folder, a packed one, a GGUF file, big_vision's .npz or `random:NAME`: reads and checks headers, maps weights.
+    """Opens a Hugging Face folder, a packed one, a GGUF file, big_vision's `.npz` or `random:NAME`: reads and checks
+    headers, maps weights.
 
     name: what to call the model instead of what the file says. Raises GemmaryError, one line, for what is not there,
     not Gemma, not whole or not sound; before any tensor is read.

@@ -28,6 +28,9 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--dtype", choices=DTYPES, help="of the weights (default: as stored); int8 and int4: gguf and packed only"
     )
+    command.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="of a model that sees pictures: positions are resampled"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -36,6 +39,10 @@ def run(arguments: argparse.Namespace) -> None:
     target = Path(arguments.target).expanduser()
     chosen = arguments.format or {".gguf": "gguf", ".npz": "big_vision"}.get(target.suffix, "safetensors")
     checkpoint = open_checkpoint(hub.resolve(arguments.source))
+    if arguments.image_size is not None:
+        from gemmary.checkpoints.image_size import with_image_size
+
+        checkpoint = with_image_size(checkpoint, arguments.image_size)
     with console.bar(is_bytes=True) as progress:
         notices = save_checkpoint(checkpoint, target, format=chosen, dtype=arguments.dtype, progress=progress)
     for notice in [*checkpoint.notices, *notices]:

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
 
 
+FEW = 0.75
+"""Share of scored rows below which it pays to pick them out before the last layer's MLP."""
+
+
 class TuneModel(Model):
     """The decoder with a loss. Weights that stand still are in the dtype of computing, trained ones float32."""
 
@@ -70,8 +74,11 @@ class TuneModel(Model):
         seen = (tensor(batch.pictures[0]), self._seen(ops, micro)) if batch.pictures is not None else None
         tokens, positions, outputs = tensor(batch.tokens), tensor(batch.positions), tensor(batch.outputs)
         step = decoder.Step(tokens, positions, dict(visible), outputs, seen)
-        hidden = super().forward(ops, step, cache, hidden_only=True)
-        scored = ops.take(hidden, step.outputs)
+        # Not with dropout, whose masks are drawn row by row, as PEFT draws them.
+        drops = self.training and self.settings.lora_dropout > 0
+        few = len(batch.outputs) < FEW * len(batch.tokens) and not drops
+        hidden = super().forward(ops, step, cache, hidden_only=True, outputs_only=few)
+        scored = hidden if few else ops.take(hidden, step.outputs)
         return cross_entropy(scored, self._table(), tensor(micro.targets), self.config.final_logit_softcap)
 
     def _seen(self, ops: TorchOps, micro: MicroBatch) -> torch.Tensor:
