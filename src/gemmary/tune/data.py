@@ -39,7 +39,7 @@ class Data:
 
 def load_data(settings: Settings, checkpoint: Checkpoint) -> Data:
     """Every row that the settings name, encoded. Raises GemmaryError with file, line and reason for a bad one."""
-    form = form_of(checkpoint, settings.chat_style, _codec(settings, checkpoint))
+    form = form_of(checkpoint, settings.chat_style, _codec(settings, checkpoint), settings.augment)
     sources = find_sources(settings.data, validation=settings.validation, test=settings.test, seed=settings.seed)
     told: Counter[str] = Counter()
     splits: dict[str, list[Example]] = {"valid": [], "test": []}

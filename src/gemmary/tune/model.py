@@ -79,7 +79,8 @@ class TuneModel(Model):
         few = len(batch.outputs) < FEW * len(batch.tokens) and not drops
         hidden = super().forward(ops, step, cache, hidden_only=True, outputs_only=few)
         scored = hidden if few else ops.take(hidden, step.outputs)
-        return cross_entropy(scored, self._table(), tensor(micro.targets), self.config.final_logit_softcap)
+        smoothing = self.settings.label_smoothing if self.training else 0.0
+        return cross_entropy(scored, self._table(), tensor(micro.targets), self.config.final_logit_softcap, smoothing)
 
     def _seen(self, ops: TorchOps, micro: MicroBatch) -> torch.Tensor:
         """What stands in the places for pictures [M, D]: one run of the tower, over each picture once."""
