@@ -51,6 +51,7 @@ def test_the_public_names_are_frozen() -> None:
         ("Model.detect", ["self", "image", "labels", "merge_iou", "options"]),
         ("Model.segment", ["self", "image", "labels", "merge_iou", "options"]),
         ("Model.find_objects", ["self", "images", "labels", "has_masks", "options"]),
+        ("Model.objects_prompt", ["self", "labels", "has_masks", "options"]),
         ("Model.chat", ["self", "messages", "adapter", "options"]),
         ("Model.chat_prompt", ["self", "messages"]),
         ("Model.fill_in_the_middle", ["self", "before", "after", "adapter", "options"]),

@@ -32,8 +32,9 @@ SHAPE = (
     "--context-length --sliding-window"
 )
 LENGTHS = "--steps --epochs --batch-size --sequence-length"
+PICTURES = "--image --images --out --every --save --merge-iou --resize"
 FLAGS = {
-    "run": f"MODEL {LOADING} --draft --adapter PROMPT --raw --system --json {SAMPLING} --logprobs",
+    "run": f"MODEL {LOADING} --draft --adapter PROMPT --raw --system --json {PICTURES} {SAMPLING} --logprobs",
     "chat": f"MODEL {LOADING} --draft --adapter --no-adapter --system {SAMPLING}",
     "pull": "MODEL",
     "list": "--all --json",
