@@ -119,15 +119,15 @@ def test_big_vision_square_is_the_definition_of_it(size):
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_the_size_is_known_from_the_header(tmp_path: Path, format: str, orientation: int) -> None:
+def test_the_size_is_known_from_the_header(tmp_path, format, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (20, 10)).save(tmp_path / "picture", format=format, exif=exif)
-    assert size_of(tmp_path / "picture") == open_image(tmp_path / "picture").size
+    assert preprocess.size_of(tmp_path / "picture") == preprocess.open_image(tmp_path / "picture").size
     with pytest.raises(GemmaryError, match="nothing does not exist"):
-        size_of(tmp_path / "nothing")
+        preprocess.size_of(tmp_path / "nothing")
 
 
-def test_bytes_hold_the_pixels_exactly() -> None:
-    square = pixels(Image.fromarray(np.arange(27 * 31 * 3, dtype=np.uint32).astype(np.uint8).reshape(27, 31, 3)), 16)
-    assert np.array_equal(as_pixels(as_bytes(square)), square)
+def test_bytes_hold_the_pixels_exactly():
+    square = preprocess.pixels(picture(), 16)
+    assert np.array_equal(preprocess.as_pixels(preprocess.as_bytes(square)), square)

@@ -51,7 +51,9 @@ def open_image(source: Any) -> Image:
                 opened = Path(source)
             else:
                 raise GemmaryError(f"a picture is a path, bytes, a PIL image or an array, not {type(source).__name__}")
-            image = Image.open(opened, formats=FORMATS)
+            with Image.open(opened, formats=FORMATS) as image:
+                _check_size(image, called)
+                return _rgb(ImageOps.exif_transpose(image))
         _check_size(image, called)
         return _rgb(ImageOps.exif_transpose(image))
 
