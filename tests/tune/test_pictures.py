@@ -14,7 +14,6 @@ import pytest
 
 from gemmary.checkpoints import open_checkpoint
 from gemmary.errors import GemmaryError
-from gemmary.tune.augment import Augment
 from gemmary.tune.data import load_data
 from gemmary.tune.image_rows import read_image_row
 from gemmary.tune.packing import TOGETHER, Batches
@@ -155,6 +154,15 @@ def test_masks_are_pictures_or_codes(tmp_path: Path) -> None:
     assert read_image_row(row, folder, None).things[0].codes == tuple(range(16))
 
 
+def test_where_there_are_no_objects_the_end_is_learnt(examples: list[Example], start: Path) -> None:
+    checkpoint = open_checkpoint(start)
+    row = {"image": "0.png", "prefix": "detect ring", "objects": []}
+    folder = examples[0].pictures[0].path.parent
+    found = example_of(row, checkpoint.tokenizer, form_of(checkpoint), source="", folder=folder)
+    assert found.tokens[found.prefix :].tolist() == [checkpoint.tokenizer.eos_id]
+    assert np.flatnonzero(found.scored).tolist() == [found.prefix]
+
+
 BOX = {"label": "box", "box": [0, 0, 8, 8]}
 
 
@@ -170,7 +178,7 @@ BOX = {"label": "box", "box": [0, 0, 8, 8]}
         ({"text": "no picture"}, "a model that sees pictures learns from image"),
         ({"image": "0.png", "prefix": "", "suffix": "x", "objects": [BOX]}, "a row is one of"),
         ({"image": ["0.png", "1.png"], "prefix": "", "objects": [BOX]}, "boxes need one picture"),
-        ({"image": "0.png", "prefix": "", "objects": []}, "objects is not a list of one or more"),
+        ({"image": "0.png", "prefix": "", "objects": {}}, "objects is a list of objects, empty where there are none"),
         ({"image": "0.png", "prefix": "", "objects": [{"label": "a"}]}, "a box is .left, top, right, bottom."),
         ({"image": "0.png", "prefix": "", "objects": [{**BOX, "label": "a;b"}]}, "a text without ;"),
         ({"image": "0.png", "prefix": "", "objects": [{**BOX, "box": [0, 0, 41, 8]}]}, "not within the picture"),
@@ -246,59 +254,6 @@ def test_a_picture_of_many_rows_does_not_fill_a_pack(examples: list[Example], st
     made = batches([examples[1]] * 3 * TOGETHER, start, shuffle=False)
     groups = made._together(range(3 * TOGETHER))
     assert [len(group) for group in groups] == [min(TOGETHER, 64 // made.lengths[0])] * len(groups)
-
-
-# Augmentation ---------------------------------------------------------------------------------------------------------
-
-
-def test_changed_pictures_keep_their_boxes(examples: list[Example], start: Path) -> None:
-    """Wherever the picture goes, its box holds the coloured pixels, all of them and no others."""
-    augment = Augment(open_checkpoint(start).tokenizer, seed=2)
-    tokenizer, changes = open_checkpoint(start).tokenizer, set()
-    for epoch in range(12):
-        for index in (0, 3):
-            example = augment.changed(examples[index], epoch, index)
-            assert len(example.tokens) == len(examples[index].tokens)
-            change = example.pictures[0].change
-            assert change is not None
-            changes.add(change)
-            (found,), _ = objects.parse(tokenizer.decode(example.tokens[example.prefix :].tolist()))
-            image = change.applied(open_image(example.pictures[0].path))
-            spread = np.ptp(np.asarray(image, dtype=np.int16), axis=-1) > 60
-            rows, columns = np.flatnonzero(spread.any(axis=1)), np.flatnonzero(spread.any(axis=0))
-            seen = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-            assert found.box(*image.size) == pytest.approx(seen, abs=0.1)
-    assert {change.mirrored for change in changes} == {True, False}
-    assert len({change.window for change in changes}) > 5
-    again = Augment(tokenizer, seed=2).changed(examples[0], 3, 0)
-    assert again.pictures == augment.changed(examples[0], 3, 0).pictures
-
-
-@pytest.mark.parametrize(
-    ("row", "mirrors", "moves"),
-    [
-        ({"prefix": "answer en is it on the left?", "suffix": "no"}, False, True),
-        ({"prefix": "ocr", "suffix": "abc"}, False, True),
-        ({"prefix": "caption en", "suffix": "a box"}, True, True),
-        ({"prefix": "detect box", "suffix": "<loc0000><loc0000><loc0500><loc0500> box"}, False, False),
-        ({"prefix": "s", "objects": [{**BOX, "mask": list(range(16))}]}, False, True),
-    ],
-)
-def test_what_may_be_mirrored_and_moved(
-    row: dict[str, Any], mirrors: bool, moves: bool, examples: list[Example], start: Path
-) -> None:
-    checkpoint = open_checkpoint(start)
-    augment = Augment(checkpoint.tokenizer, seed=0)
-    folder = examples[0].pictures[0].path.parent
-    whole = {"image": "0.png", **row}
-    example = example_of(whole, checkpoint.tokenizer, form_of(checkpoint), source="", folder=folder)
-    found = [augment.changed(example, epoch, 0).pictures[0].change for epoch in range(40)]
-    changes = [change for change in found if change is not None]
-    assert any(change.mirrored for change in changes) == mirrors
-    assert any(change.window != (0, 0, *SIZE) for change in changes) == moves
-    if "objects" not in row:  # nothing of the picture is cut off
-        assert all(w is not None and w[0] <= 0 and w[1] <= 0 and w[2] >= 40 and w[3] >= 24 for w in
-                   (change.window for change in changes))  # fmt: skip
 
 
 # Looking at it --------------------------------------------------------------------------------------------------------

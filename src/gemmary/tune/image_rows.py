@@ -50,7 +50,7 @@ class ImageRow:
     pictures: tuple[Picture, ...]
     prefix: str
     suffix: str
-    """What is to be learnt; that of `things` where the row has them."""
+    """What is to be learnt; that of `things` where the row has them, empty where it has none."""
     things: tuple[Thing, ...] = ()
 
 
@@ -69,8 +69,8 @@ def read_image_row(row: Mapping[str, Any], folder: Path, codec: MaskCodec | None
         return ImageRow(pictures, prefix, suffix)
     if len(pictures) != 1:
         raise GemmaryError("boxes need one picture that they lie in: give one image, or a suffix in place of objects")
-    if not isinstance(row["objects"], list) or not row["objects"]:
-        raise GemmaryError("objects is not a list of one or more objects")
+    if not isinstance(row["objects"], list):
+        raise GemmaryError(f"objects is a list of objects, empty where there are none, not {row['objects']!r}")
     things = tuple(_thing(each, pictures[0], folder, codec, mirrors) for each in row["objects"])
     return ImageRow(pictures, prefix, suffix_of(things, pictures[0]), things)
 
