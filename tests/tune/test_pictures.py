@@ -55,6 +55,7 @@ def write_scenes(folder: Path, count: int = 12) -> Path:
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> PretrainSettings:
     folder = tmp_path_factory.mktemp("pictures")
+    (folder / "codec.npz").write_bytes(b"no codec")
     return PretrainSettings(
         data=str(write_scenes(folder / "scenes") / "rows.jsonl"),
         out=str(folder / "new"),
@@ -69,6 +70,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> PretrainSettings:
         intermediate_size=24,
         vision="image_size=16, patch_size=8, num_layers=2, hidden_size=12, num_heads=2, intermediate_size=20",  # type: ignore[arg-type]
         sequence_length=128,
+        mask_codec=str(folder / "codec.npz"),
         steps=6,
         batch_size=2,
         learning_rate=1e-2,
@@ -146,7 +148,7 @@ def test_masks_are_pictures_or_codes(tmp_path: Path) -> None:
     images.fromarray(mask).save(folder / "mask.png")
     thing = {"label": "half", "box": [8, 4, 28, 20]}
     row = {"image": "0.png", "prefix": "segment half", "objects": [thing | {"mask": "mask.png"}]}
-    found = read_image_row(row, folder, Codec(), mirrors=True)  # type: ignore[arg-type]
+    found = read_image_row(row, folder, Codec, mirrors=True)  # type: ignore[arg-type]
     assert found.things[0].codes == (32,) * 16
     assert found.things[0].mirrored == (0,) * 16
     assert found.suffix == "<loc0170><loc0205><loc0852><loc0716>" + "<seg032>" * 16 + " half"
@@ -184,7 +186,7 @@ BOX = {"label": "box", "box": [0, 0, 8, 8]}
         ({"image": "0.png", "prefix": "", "objects": [{**BOX, "box": [0, 0, 41, 8]}]}, "not within the picture"),
         ({"image": "0.png", "prefix": "", "objects": [{**BOX, "box": [8, 0, 8, 8]}]}, "empty or not within"),
         ({"image": "0.png", "prefix": "", "objects": [{**BOX, "mask": [1] * 15}]}, "16 codes from 0 to 127"),
-        ({"image": "0.png", "prefix": "", "objects": [{**BOX, "mask": "0.png"}]}, "needs a codec"),
+        ({"image": "0.png", "prefix": "", "objects": [{**BOX, "mask": "0.png"}]}, "codec.npz is not a mask codec"),
         ({"image": "0.png", "prefix": "x " * 200, "suffix": "x"}, "the row has .* tokens and --sequence-length is 128"),
     ],
 )

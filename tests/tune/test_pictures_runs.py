@@ -51,6 +51,7 @@ def test_from_scratch(trained: Pretrained, scratch: PretrainSettings) -> None:
     assert trained.training.test_loss is not None
     made = json.loads((trained.folder / "config.json").read_text())
     assert (made["model_type"], made["text_config"]["model_type"]) == ("paligemma", "gemma2")
+    assert (trained.folder / "mask_codec.npz").read_bytes() == b"no codec"
     checkpoint = open_checkpoint(trained.folder)
     assert replace(checkpoint.config, context_length=128) == scratch.config()
     assert checkpoint.tokenizer.id("<image>") == checkpoint.config.vocab_size
@@ -102,6 +103,7 @@ def test_an_adapter_over_a_frozen_tower(trained: Pretrained, scratch: PretrainSe
         heard := Heard(),
     )
     assert heard.lines[-1].loss < heard.lines[0].loss  # type: ignore[operator]
+    assert heard.notes == ["the vision tower and its projection stand still"]
     names = safetensors_names(made.folder / "adapter_model.safetensors")
     assert names
     assert not any("vision" in name or "projector" in name for name in names)

@@ -8,7 +8,7 @@ before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
 
 Box = tuple[float, float, float, float]
+Codec = Callable[[], MaskCodec]
+"""Opens the codec, the first time that it is asked."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class ImageRow:
     things: tuple[Thing, ...] = ()
 
 
-def read_image_row(row: Mapping[str, Any], folder: Path, codec: MaskCodec | None, mirrors: bool = False) -> ImageRow:
+def read_image_row(row: Mapping[str, Any], folder: Path, codec: Codec | None, mirrors: bool = False) -> ImageRow:
     """folder: what the row's paths are relative to. codec: makes codes of masks that are pictures. mirrors: of their
     mirror images, too.
 
@@ -114,7 +116,7 @@ def _text(row: Mapping[str, Any], key: str) -> str:
     return text
 
 
-def _thing(value: Any, picture: Picture, folder: Path, codec: MaskCodec | None, mirrors: bool) -> Thing:
+def _thing(value: Any, picture: Picture, folder: Path, codec: Codec | None, mirrors: bool) -> Thing:
     if not isinstance(value, Mapping) or not isinstance(value.get("label"), str):
         raise GemmaryError('an object is {"label": "…", "box": [left, top, right, bottom]}, and may have a "mask"')
     label = " ".join(value["label"].split())
@@ -124,8 +126,8 @@ def _thing(value: Any, picture: Picture, folder: Path, codec: MaskCodec | None, 
     codes, mask = _codes(value.get("mask"), box, picture, folder, codec)
     mirrored: tuple[int, ...] = ()
     if codes and codec is not None and mirrors:
-        mask = (codec.decode(codes) > 0).astype(np.float32) if mask is None else mask
-        mirrored = codec.encode(mask[:, ::-1])
+        mask = (codec().decode(codes) > 0).astype(np.float32) if mask is None else mask
+        mirrored = codec().encode(mask[:, ::-1])
     return Thing(label, box, codes, mirrored)
 
 
@@ -143,7 +145,7 @@ def _box(value: Any, picture: Picture) -> Box:
 
 
 def _codes(
-    value: Any, box: Box, picture: Picture, folder: Path, codec: MaskCodec | None
+    value: Any, box: Box, picture: Picture, folder: Path, codec: Codec | None
 ) -> tuple[tuple[int, ...], npt.NDArray[np.float32] | None]:
     """The codes, and the mask in its box where it was a picture."""
     if value is None:
@@ -160,4 +162,4 @@ def _codes(
     if drawn.shape != (picture.height, picture.width):
         raise GemmaryError(f"the mask {value} is not of its picture's size, {picture.width} x {picture.height} pixels")
     mask = cut(drawn, box)
-    return codec.encode(mask), mask
+    return codec().encode(mask), mask

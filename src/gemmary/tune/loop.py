@@ -76,7 +76,9 @@ def _tune(
     held_out = [
         Batches(rows, checkpoint.config, **sizes, shuffle=False) if rows else None for rows in (data.valid, data.test)
     ]
-    for notice in [*checkpoint.notices, *data.notices, *batches.notices]:
+    stands = checkpoint.config.vision is not None and not settings.trains_tower
+    still = ("the vision tower and its projection stand still",) if stands else ()
+    for notice in [*checkpoint.notices, *data.notices, *batches.notices, *still]:
         progress.note(notice)
     with claimed(out, settings.resume, progress, world), memory_told():
         settled = settle(settings, checkpoint, dtype, device)

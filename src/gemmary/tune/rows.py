@@ -21,9 +21,8 @@ from gemmary.checkpoints import Checkpoint
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
 from gemmary.tokenizer import Tokenizer
-from gemmary.tune.image_rows import ImageRow, read_image_row, spans_of
+from gemmary.tune.image_rows import Codec, ImageRow, read_image_row, spans_of
 from gemmary.tune.pictures import Picture
-from gemmary.vision.masks import MaskCodec
 
 Row = Mapping[str, Any]
 Spans = Iterable[tuple[list[int], bool]]
@@ -61,14 +60,14 @@ class Form:
     """Whether `prompt` and `completion` are text as it stands, as a pretrained model is asked, or else turns."""
     sees: Config | None = None
     """The model's, where it sees pictures: its rows have them."""
-    codec: MaskCodec | None = None
+    codec: Codec | None = None
     """What makes codes of masks."""
     mirrors: bool = False
     """Pictures may be mirrored: codes of masks are made of their mirror images, too."""
 
 
 def form_of(
-    checkpoint: Checkpoint, chat_style: str = "auto", codec: MaskCodec | None = None, mirrors: bool = False
+    checkpoint: Checkpoint, chat_style: str = "auto", codec: Codec | None = None, mirrors: bool = False
 ) -> Form:
     """How rows are put before a checkpoint: as `gemmary run` and `gemmary chat` put prompts before it.
 

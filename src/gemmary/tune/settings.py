@@ -125,7 +125,7 @@ class Settings(Options):
     )
     mask_codec: str | None = option(
         text,
-        "an .npz file that makes codes of the masks of image rows (default: mask_codec.npz beside the model, if there)",
+        "an .npz file that makes codes of the masks of image rows (default: the model's, or PaliGemma's)",
         default=None,
         metavar="PATH",
     )
