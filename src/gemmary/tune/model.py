@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,10 +24,12 @@ from gemmary.errors import GemmaryError
 from gemmary.model import decoder
 from gemmary.model.vision import Pictures
 from gemmary.quantize.leaves import FLOATS, Affine, Dense, Leaf
+from gemmary.tune.data import codec_file
 from gemmary.tune.lora import LoraLinear, attach
 from gemmary.tune.losses import DenseTable, Table, cross_entropy
 from gemmary.tune.packing import MicroBatch
 from gemmary.tune.settings import Settings
+from gemmary.vision.codec import BESIDE
 
 if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
@@ -79,7 +82,8 @@ class TuneModel(Model):
         few = len(batch.outputs) < FEW * len(batch.tokens) and not drops
         hidden = super().forward(ops, step, cache, hidden_only=True, outputs_only=few)
         scored = hidden if few else ops.take(hidden, step.outputs)
-        return cross_entropy(scored, self._table(), tensor(micro.targets), self.config.final_logit_softcap)
+        smoothing = self.settings.label_smoothing if self.training else 0.0
+        return cross_entropy(scored, self._table(), tensor(micro.targets), self.config.final_logit_softcap, smoothing)
 
     def _seen(self, ops: TorchOps, micro: MicroBatch) -> torch.Tensor:
         """What stands in the places for pictures [M, D]: one run of the tower, over each picture once."""
@@ -110,6 +114,8 @@ class TuneModel(Model):
         weights = weights or {name: weight.detach().cpu() for name, weight in self.trained().items()}
         if self.settings.method == "full":
             save_checkpoint(Trained(self, weights), folder, dtype="float32")
+            if self.config.vision is not None and (codec := codec_file(self.settings, self.checkpoint)) is not None:
+                shutil.copyfile(codec, folder / BESIDE)
             return
         settings = self.settings
         config = AdapterConfig(
