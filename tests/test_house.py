@@ -222,10 +222,13 @@ def test_nothing_of_ours_unpickles() -> None:
 # The public names ---------------------------------------------------------------------------------------------------
 
 PUBLIC = [
+    "Box",
     "Completion",
     "GemmaryError",
     "GemmaryWarning",
+    "Mask",
     "Model",
+    "PictureCompletion",
     "Piece",
     "SamplingParams",
     "Stats",
