@@ -30,8 +30,8 @@ from tests.tiny import TINY, random_tokens
 
 def test_the_public_names_are_frozen() -> None:
     assert gemmary.__all__ == [
-        "Completion", "GemmaryError", "GemmaryWarning", "Model", "Piece", "SamplingParams", "Stats", "Stream",
-        "TokenLogprob", "__version__", "load", "random_model", "save",
+        "Box", "Completion", "GemmaryError", "GemmaryWarning", "Mask", "Model", "PictureCompletion", "Piece",
+        "SamplingParams", "Stats", "Stream", "TokenLogprob", "__version__", "load", "random_model", "save",
     ]  # fmt: skip
     for name in gemmary.__all__:
         assert getattr(gemmary, name) is not None
