@@ -23,6 +23,7 @@ from gemmary.errors import GemmaryError
 from gemmary.model import decoder
 from gemmary.model.vision import Pictures
 from gemmary.quantize.leaves import FLOATS, Affine, Dense, Leaf
+from gemmary.tune.data import codec_file
 from gemmary.tune.lora import LoraLinear, attach
 from gemmary.tune.losses import DenseTable, Table, cross_entropy
 from gemmary.tune.packing import MicroBatch
@@ -79,7 +80,8 @@ class TuneModel(Model):
         few = len(batch.outputs) < FEW * len(batch.tokens) and not drops
         hidden = super().forward(ops, step, cache, hidden_only=True, outputs_only=few)
         scored = hidden if few else ops.take(hidden, step.outputs)
-        return cross_entropy(scored, self._table(), tensor(micro.targets), self.config.final_logit_softcap)
+        smoothing = self.settings.label_smoothing if self.training else 0.0
+        return cross_entropy(scored, self._table(), tensor(micro.targets), self.config.final_logit_softcap, smoothing)
 
     def _seen(self, ops: TorchOps, micro: MicroBatch) -> torch.Tensor:
         """What stands in the places for pictures [M, D]: one run of the tower, over each picture once."""
@@ -162,6 +164,10 @@ class Trained:
         self.model, self.weights = model, weights
         self.config: Config = model.config
         self.name = model.checkpoint.name
+
+    @property
+    def mask_codec_file(self) -> Path | None:
+        return codec_file(self.model.settings, self.model.checkpoint)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
