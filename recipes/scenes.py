@@ -158,7 +158,9 @@ def _asked(scene: Scene, random: np.random.Generator) -> tuple[list[str], list[t
             labels.append(f"{random.choice(list(COLOURS))} {random.choice(list(SHAPES))}")
         labels = list(dict.fromkeys(labels))
     random.shuffle(labels)
-    named = [(thing, next((each for each in (thing.shape, thing.name) if each in labels), "")) for thing in scene.things]
+    named = [
+        (thing, next((each for each in (thing.shape, thing.name) if each in labels), "")) for thing in scene.things
+    ]
     return labels, [(thing, label) for thing, label in named if label]
 
 

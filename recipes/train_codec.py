@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmary.files import atomic_file
-from gemmary.vision.masks import NUM_CODES, SIDE, MaskCodec, cut, shapes_of
+from gemmary.vision.masks import NUM_CODES, MaskCodec, cut, shapes_of
 from recipes.scenes import SEEDS, scene
 from recipes.shapes import NEW, SHAPES
 
@@ -101,7 +101,10 @@ def train(masks: Float32, steps: int, seed: int) -> dict[str, npt.NDArray[np.flo
         optimizer.step()
         schedule.step()
         if step % 500 == 499:
-            print(f"step {step + 1}: {missed.item():.4f}, codes {apart.item():.4f}, {int((used > 0).sum())} used", flush=True)
+            print(
+                f"step {step + 1}: {missed.item():.4f}, codes {apart.item():.4f}, {int((used > 0).sum())} used",
+                flush=True,
+            )
     return {name: weight.detach().numpy().astype(np.float16) for name, weight in weights.items()}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -57,7 +59,7 @@ class Twin(torch.nn.Module):
         steps = zip((1, *downs), downs, strict=False)
         down = [part for c, o in steps for part in (conv(c, o, 4, 2, 1), relu())]
         self.encoder = torch.nn.Sequential(*down, Residual(downs[-1]), Residual(downs[-1]), conv(downs[-1], code, 1))
-        steps = zip(channels[5:], channels[6:10], strict=False)
+        steps = pairwise(channels[5:10])
         ups = [part for c, o in steps for part in (up(c, o, 4, 2, 1), relu())]
         ends = Residual(wide), Residual(wide), *ups, conv(channels[9], 1, 1)
         self.decoder = torch.nn.Sequential(conv(code, wide, 1), relu(), *ends)

@@ -8,15 +8,17 @@ branches of a layer at (2 L)^-0.5 - 1. Such a norm makes its branch as large as 
 it, so what GPT-2 does to these has to be done here: the 2 L branches together then bring as much variance into the
 residual stream as the table does, however deep the model is. Begun at 0 they would bring 2 L times as much.
 
-The tower begins as big_vision's ViT does (models/vit.py, SigLIP's own code): attention and MLP uniform with variance
-2 / (inputs + outputs) (Glorot 2010), patches with variance 1 / inputs, positions with variance 1 / width (uniform;
-normal there), norms leaving their input as it is, biases 0 (a spread of 1e-6 in the MLP there). Its projection has
-variance 1 / inputs, so that a picture's tokens come as large as a text's; begun at 0, as big_vision's head, they would
-stand where the decoder's first norm divides by next to nothing.
+The tower begins about as big_vision's ViT does (models/vit.py, SigLIP's own code): attention and MLP uniform with
+variance 2 / (inputs + outputs) (Glorot 2010), norms leaving their input as it is, biases 0 (a spread of 1e-6 in the MLP
+there). Three things differ, because without them all places of a picture look alike to a small tower (with them, the
+variance over places of what comes out is 0.50 and not 0.07 of the whole), and where something is was not learnt at all:
+what ends a branch has 1 / (2 L) of that variance, as in GPT-2; a filter of the patches has no mean in any channel, so
+that an even ground is nothing, and variance 4 / inputs; positions are waves of row and column, as in the sincos2d of
+"Better plain ViT baselines" (Beyer 2022). The projection has variance 1 / inputs, so that a picture's tokens come as
+large as a text's; begun at 0, as big_vision's head, they would stand where the decoder's first norm divides by next to
+nothing.
 
-What says where something is begins with neighbours alike, so that what is learnt of one place holds about for those
-beside it: rows of `<locNNNN>` as waves of the number, at the size of all rows, and the tower's positions as waves of
-row and column (the sincos2d of "Better plain ViT baselines", Beyer 2022) in the place of the uniform ones.
+Rows of `<locNNNN>` are waves of the number, as large as other rows: what is learnt of one holds about for those beside.
 """
 
 from __future__ import annotations
