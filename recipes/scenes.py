@@ -2,7 +2,9 @@
 beside them the questions of easy-vqa.
 
     python -m recipes.train_codec --out vision/mask_codec.npz
-    python -m recipes.scenes --out vision --pictures 30000 --codec vision/mask_codec.npz
+    python -m recipes.scenes --out vision --codec vision/mask_codec.npz
+
+`first` has scenes of one thing, from which a model learns what a place is; `all` has everything.
 
 A scene is a function of a seed and a size. The sets have seeds of their own (`SEEDS`), so no picture is in two of them.
 """
@@ -29,6 +31,8 @@ SIZE = 128
 SEEDS = {"train": 0, "valid": 1 << 40, "test": 2 << 40, "single": 3 << 40}
 COUNTS = (0.35, 0.3, 0.2, 0.15)
 """How often a scene has one, two, three and four things."""
+MASKED = 1 / 3
+"""Scenes that are asked for masks: 16 codes a thing would outweigh the rest of what is learnt."""
 MOST_HIDDEN = 0.15
 """Of a thing, by others."""
 _NUMBERS = ("no", "one", "two", "three", "four")
@@ -118,9 +122,10 @@ def _whole(random: np.random.Generator, size: int, part: npt.NDArray[np.float32]
 
 
 def rows(scene: Scene, image: str, random: np.random.Generator, codec: MaskCodec) -> Iterator[dict[str, Any]]:
-    """What is asked about one scene: its boxes, its masks, and in turn its caption or a question."""
+    """What is asked about one scene: its boxes, of some its masks too, and in turn its caption or a question."""
     yield detect_row(scene, image, random)
-    yield segment_row(scene, image, random, codec)
+    if random.random() < MASKED:
+        yield segment_row(scene, image, random, codec)
     if random.random() < 0.5:
         yield {"image": image, "prefix": "caption en", "suffix": caption(scene)}
     else:
@@ -234,14 +239,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("vision"), metavar="FOLDER")
     parser.add_argument("--pictures", type=int, default=30_000, help="to train on (default: %(default)s)")
-    parser.add_argument("--validation", type=int, default=200, help="pictures that choose the best checkpoint")
+    parser.add_argument(
+        "--singles", type=int, default=30_000, help="of one thing, to begin with (default: %(default)s)"
+    )
+    parser.add_argument("--validation", type=int, default=150, help="pictures that choose the best checkpoint")
     parser.add_argument("--codec", type=Path, default=Path("vision/mask_codec.npz"), metavar="FILE")
     arguments = parser.parse_args()
-    for name, pictures in (("train", arguments.pictures), ("valid", arguments.validation)):
-        made = write(arguments.out, name, pictures, arguments.codec)
-        if name == "train":
-            made += easy_vqa.write(arguments.out, "train")
-        print(f"{arguments.out / name}.jsonl: {write_rows(arguments.out / f'{name}.jsonl', made):,} rows")
+    out, codec = arguments.out, arguments.codec
+    every = [*write(out, "train", arguments.pictures, codec), *easy_vqa.write(out, "train")]
+    single = write(out, "single", arguments.singles, codec)
+    # Some of everything is among what is learnt first, so that the vocabulary is made of all words.
+    some = [every[i] for i in np.random.default_rng(0).permutation(len(every))[: len(single) // 8]]
+    valid = write(out, "valid", arguments.validation, codec)
+    for folder, name, made in (
+        (out / "first", "train", [*single, *some]),
+        (out / "first", "valid", valid),
+        (out / "all", "train", every),
+        (out / "all", "valid", valid),
+    ):
+        beside = ({**row, "image": f"../{row['image']}"} for row in made)
+        print(f"{folder / name}.jsonl: {write_rows(folder / f'{name}.jsonl', beside):,} rows")
 
 
 if __name__ == "__main__":

@@ -68,9 +68,10 @@ def test_shapes_fill_about_their_square(name):
     assert covered.max() == 1
 
 
-def test_rows_say_what_is_there():
+def test_rows_say_what_is_there(monkeypatch):
     for number, scene in enumerate(SCENES):
         random = np.random.default_rng(number)
+        monkeypatch.setattr(scenes, "MASKED", 1)
         detect, segment, told = scenes.rows(scene, "a.png", random, Codes())
         for row, task in ((detect, "detect "), (segment, "segment ")):
             labels = row["prefix"].removeprefix(task).split(" ; ")
@@ -97,3 +98,14 @@ def test_captions_and_answers():
             assert answer == ("no", "one", "two", "three")[count]
         if question.startswith("is there"):
             assert (question[11:-1] in names) == (answer == "yes")
+
+
+def test_scenes_of_one_thing():
+    for number in range(12):
+        scene = scenes.scene(number, most=1)
+        detect, told = scenes.single_rows(scene, "a.png", np.random.default_rng(number))
+        (thing,) = scene.things
+        (found,) = detect["objects"]
+        assert found["box"] == thing.box
+        assert found["label"] in (thing.shape, thing.name)
+        assert told["suffix"] in (scenes.caption(scene), thing.colour, thing.shape)
