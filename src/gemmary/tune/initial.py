@@ -85,7 +85,8 @@ def _weight(tensor: Tensor, config: Config, source: np.random.SFC64) -> Float32:
     weight: Float32 = (_uniform(source, shape[0] * shape[1]) * np.float32((3 / fan) ** 0.5)).reshape(shape)
     if tensor.name == "vision.patch":  # blind to a patch's mean, or all of a picture's places look alike
         channels = weight.reshape(shape[0], 3, -1)
-        return np.float32(2) * (channels - channels.mean(axis=2, keepdims=True)).reshape(shape)
+        filters: Float32 = np.float32(2) * (channels - channels.mean(axis=2, keepdims=True)).reshape(shape)
+        return filters
     if tensor.name == "embed" and config.vision is not None:
         locations = _waves(np.arange(LOCATIONS), shape[1], _LOCATION_STEP, 100) * np.float32((2 / shape[1]) ** 0.5)
         first = shape[0] - len(PICTURE_TOKENS)
