@@ -95,7 +95,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"_core", "config", "errors", "files", "memory", "quantize", "tokenizer", "zoo"},
     "engines": {"_core", "batch", "checkpoints.tensors", "config", "errors", "memory", "model", "ops", "quantize"},
     "generate": {"batch", "config", "engines", "errors", "memory"},
-    "vision": {"checkpoints", "config", "errors", "generate", "tokenizer"},
+    "vision": {"chat", "checkpoints", "config", "errors", "generate", "tokenizer"},
 }
 """For each room, the modules (with what is below them) that it may import besides itself."""
 TOOLS = {"adapters", "bench", "cli", "drafting", "embedding", "scores", "seeing", "serve", "taps", "tune", "verify"}
