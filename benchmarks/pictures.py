@@ -9,10 +9,8 @@ of 16 tokens (tower, prefill, scores of the last token); 16 tokens more, given, 
 (int4, int8 or bfloat16: the native engine), and `transformers:DTYPE` (float32 or bfloat16: a processor without bfloat16
 instructions multiplies several times as fast in float32). Each has a process of its own and the same threads; the first
 picture of a process is not counted. With --restart a process lasts for one round, for models that do not fit into
-memory side by side. Right before each answer PyTorch's product of large float32 matrices is timed: the operations of the
-tower
-are given as a share of it (more than all of it is possible where they are done in 8 bits). Memory is the largest
-resident set of the side's process.
+memory side by side. Right before each answer PyTorch's product of large float32 matrices is timed: the tower's share of
+it may be above 100 %, where it computes in 8 bits. Memory is the largest resident set of the side's process.
 """
 
 from __future__ import annotations

@@ -117,8 +117,20 @@ class Seeing:
         has_masks: bool = False,
         **options: Unpack[TaskOptions],
     ) -> list[PictureCompletion]:
-        """What `detect` and `segment` ask, of many pictures in shared steps. The grammar of objects is enforced
-        (`vision/grammar.py`), so that nothing in the text is malformed."""
+        """What `detect` and `segment` ask, of many pictures in shared steps."""
+        model = cast("Model", self)
+        opened = [open_picture(model, image, options.get("resize", "big_vision")) for image in images]
+        ids, options = self.objects_prompt(labels, has_masks=has_masks, **options)
+        return model.generate([ids] * len(opened), image=opened, **options)
+
+    def objects_prompt(
+        self, labels: str | Sequence[str], *, has_masks: bool = False, **options: Unpack[TaskOptions]
+    ) -> tuple[list[int], TaskOptions]:
+        """Prompt and options with which `generate` and `stream` write objects of these labels and nothing else.
+
+        The grammar of objects is enforced (`vision/grammar.py`), so that nothing in the text is malformed, and the
+        log-probabilities that scores are made of are kept.
+        """
         model = cast("Model", self)
         labels = [labels] if isinstance(labels, str) else list(dict.fromkeys(labels))
         if not labels:
@@ -126,20 +138,18 @@ class Seeing:
         for label in labels:
             check_label(label)
         check_tasks(model)
-        prompt = f"{'segment' if has_masks else 'detect'} {' ; '.join(labels)}"
-        opened = [open_picture(model, image, options.get("resize", "big_vision")) for image in images]
-        ids = prompt_ids(model.tokenizer, model.config, prompt)
+        task = "segment" if has_masks else "detect"
+        ids = prompt_ids(model.tokenizer, model.config, f"{task} {' ; '.join(labels)}")
         most = options.get("max_tokens") or answer_tokens(model, ids)
         grammar = ObjectGrammar(model.tokenizer, labels, has_masks=has_masks, most=most)
-        options = {"logprobs": 0, **options, "max_tokens": most, "allowed": grammar}
-        return model.generate([ids] * len(opened), image=opened, **options)
+        return ids, {"logprobs": 0, **options, "max_tokens": most, "allowed": grammar}
 
     @cached_property
     def mask_codec(self) -> MaskCodec:
         """What decodes masks: the file beside the weights, or PaliGemma's, fetched on first use (8.5 MB)."""
         from gemmary.vision.codec import open_codec
 
-        return open_codec(cast("Model", self).checkpoint.path)
+        return open_codec(cast("Model", self).mask_codec_file)
 
     def _told(self, image: Any, prompt: str, options: TaskOptions) -> str:
         model = cast("Model", self)

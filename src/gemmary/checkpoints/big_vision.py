@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gemmary import zoo
 from gemmary.checkpoints import npz
-from gemmary.checkpoints.checkpoint import Checkpoint, Source
+from gemmary.checkpoints.checkpoint import MASK_CODEC, Checkpoint, Source
 from gemmary.checkpoints.convert import Meter, Progress
 from gemmary.checkpoints.fields import periodic
 from gemmary.checkpoints.tensors import tensors
@@ -278,8 +278,8 @@ def save_big_vision(source: Source, path: Path, format: str | None, progress: Pr
     Returns what a user should be told. Raises GemmaryError for a model that sees no pictures.
     """
     config = source.config
-    if config.vision is None:
-        raise GemmaryError(f"{source.name} sees no pictures: big_vision's layout is PaliGemma's")
+    if not config.prefix_lm:
+        raise GemmaryError(f"{source.name} sees no pictures as PaliGemma does, whose layout big_vision's is")
     if format not in (None, "F32", "BF16"):
         raise GemmaryError(f"big_vision's files are float32 or bfloat16, not {format}")
     if format is None:
@@ -304,7 +304,8 @@ def save_big_vision(source: Source, path: Path, format: str | None, progress: Pr
                         stacked = () if None in layers else (len(layers),)
                         member.write(npz.header(format, (*stacked, *array.shape)))
                     member.write(array.view(np.uint8).reshape(-1).data)
-    return ["big_vision's file carries no tokenizer: put tokenizer.model beside it"]
+    left = ["tokenizer.model", *([MASK_CODEC] if source.mask_codec_file else [])]
+    return [f"big_vision's file carries weights alone: put {' and '.join(left)} beside it"]
 
 
 def _values(source: Source, name: str) -> npt.NDArray[np.float32]:

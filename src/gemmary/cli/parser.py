@@ -110,17 +110,42 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     def flag(name: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
         group.add_argument(name, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
 
-    flag("--temperature", float, "T", "0: always the likeliest token (default: 1.0)")
+    flag("--temperature", float, "T", "0: always the likeliest token, as about a picture (default: 1.0)")
     flag("--top-k", int, "K", "only the K likeliest tokens; 0: all (default: 64)")
     flag("--top-p", float, "P", "only the likeliest tokens that add up to P (default: 0.95)")
     flag("--min-p", float, "P", "only tokens at least P times as likely as the likeliest (default: 0)")
     flag("--repetition-penalty", float, "R", "above 1: less of what was said (default: 1.0)")
     flag("--seed", int, "S", "the same seed gives the same text (default: a fresh one)")
-    flag("--max-tokens", count, "N", "length of the answer at most (default: 128 after a raw prompt, 2048 in a chat)")
+    flag(
+        "--max-tokens",
+        count,
+        "N",
+        "length of the answer at most (default: 128 after a raw prompt, 2048 in a chat, 512 about a picture)",
+    )
     group.add_argument("--stop", action="append", metavar="TEXT", default=[], help="end before this text (repeatable)")
     group.add_argument(
         "--stop-id", action="append", type=int, metavar="ID", default=[], help="end at this token (repeatable)"
     )
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """What a prompt is about, and what becomes of the objects in it."""
+    group = parser.add_argument_group("pictures")
+    group.add_argument(
+        "--image", action="append", metavar="FILE", help="what the prompt is about (repeatable): JPEG, PNG or WebP"
+    )
+    group.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="ask about every picture of a folder, or frame of a video: a line of JSON each",
+    )
+    group.add_argument("--out", metavar="FILE", help="where those lines go; what it holds already is not asked again")
+    group.add_argument("--every", type=count, metavar="N", help="every Nth frame of a video (default: all)")
+    group.add_argument("--save", metavar="FILE", help="the picture with boxes and masks drawn over it")
+    group.add_argument(
+        "--merge-iou", type=float, metavar="R", help="leave out boxes that overlap a better one by R (0-1)"
+    )
+    group.add_argument("--resize", choices=("big_vision", "transformers"), help="whose way to the model's square")
 
 
 def sampling_options(arguments: argparse.Namespace) -> dict[str, Any]:

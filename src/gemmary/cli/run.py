@@ -22,16 +22,18 @@ CHAT_TOKENS = 2048
 def add(commands: Any) -> None:
     details = (
         "An instruction-tuned model gets the prompt in its chat template, any other as it is. Text goes to stdout, "
-        "all else to stderr."
+        "all else to stderr. About a picture, `detect cat ; dog` and `segment cat` find objects: as a table, or with "
+        "--json as COCO has them."
     )
     command = parser.command(commands, "run", run, "write what follows a prompt", details)
     parser.add_model(command)
     parser.add_draft(command)
     parser.add_adapter(command)
     command.add_argument("prompt", metavar="PROMPT", nargs="?", help="the text; without it, or with `-`, stdin")
-    command.add_argument("--raw", action="store_true", help="no chat template, whatever the model")
+    command.add_argument("--raw", action="store_true", help="no chat template and no grammar of objects")
     command.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
     command.add_argument("--json", action="store_true", help="one JSON object at the end instead of text as it comes")
+    parser.add_pictures(command)
     parser.add_sampling(command)
     command.add_argument(
         "--logprobs",
@@ -43,6 +45,15 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from gemmary.cli import batch, pictures
+
+    if arguments.images is not None:
+        return batch.ask(arguments)
+    if arguments.image:
+        return pictures.ask(arguments)
+    for flag in ("out", "every", "save", "merge_iou", "resize"):
+        if getattr(arguments, flag) is not None:
+            raise GemmaryError(f"--{flag.replace('_', '-')} is about pictures: give one with --image")
     prompt = read_prompt(arguments.prompt)
     options = parser.sampling_options(arguments)
     model = loading.load_model(arguments)
@@ -87,7 +98,8 @@ def read_prompt(argument: str | None) -> str:
 def room(model: Model, prompt: Any, most: int) -> int:
     """`most`, or what the context leaves; at least 1, so that a prompt that does not fit is told by the model."""
     ids = model.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt.ids
-    return max(1, min(most, model.context - len(ids)))
+    newline = 1 if model.config.prefix_lm else 0  # that its prompts end in
+    return max(1, min(most, model.context - len(ids) - newline))
 
 
 def ending(completion: Completion) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from gemmary import zoo
 from gemmary.checkpoints import hub, starter
 from gemmary.cli import console, parser
-from gemmary.config import Config
+from gemmary.config import Config, VisionConfig
 from gemmary.memory import size
 
 KINDS = {
@@ -108,6 +108,21 @@ def costs_of(config: Config) -> dict[str, int]:
     }
 
 
+def pictures_of(config: Config, vision: VisionConfig) -> list[tuple[str, str]]:
+    """What there is to know of a model that sees: its tower, and the conventions where published code differs."""
+    side = vision.image_size
+    if config.prefix_lm:
+        whose, said = "as big_vision has it", ["a prompt sees itself whole", "no sliding window", "no cap of the logits"]
+    else:
+        whose, said = "as in training", ["a picture sees itself whole", "text is causal"]
+    said = ["a picture's tokens enter unscaled", *said]
+    return [
+        ("pictures", f"{side:,} x {side:,} pixels, {vision.num_tokens:,} tokens each"),
+        ("tower", f"{vision.num_layers} layers, {vision.hidden_size:,} wide, {config.vision_parameters:,} parameters"),
+        (whose, ", ".join(said)),
+    ]
+
+
 def write(found: dict[str, Any], config: Config) -> None:
     costs = found["costs"]
     window = f", window {config.sliding_window:,}" if config.sliding_window else ""
@@ -140,6 +155,8 @@ def write(found: dict[str, Any], config: Config) -> None:
         ),
         ("full context", f"{size(costs['kv_bytes_of_full_context'])} of keys and values"),
     ]
+    if config.vision:
+        rows += pictures_of(config, config.vision)
     if "formats" in found:
         rows.append(("kind", KINDS[found["format"]]))
         rows.append(("stored as", ", ".join(f"{name} {size(held)}" for name, held in found["formats"].items())))

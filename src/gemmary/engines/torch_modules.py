@@ -75,10 +75,13 @@ class Model(nn.Module):
             head.weight = table.weight
             self.add_module(HEAD, head)
 
-    def forward(self, ops: TorchOps, step: decoder.Step, cache: StepCache, hidden_only: bool = False) -> torch.Tensor:
-        """Logits [R, V], float32; or with `hidden_only` the final hidden states [T, D]."""
+    def forward(
+        self, ops: TorchOps, step: decoder.Step, cache: StepCache, hidden_only: bool = False, outputs_only: bool = False
+    ) -> torch.Tensor:
+        """Logits [R, V], float32; or with `hidden_only` the final hidden states [T, D]; with `outputs_only`, too, those
+        of the rows `step.outputs` [R, D]."""
         weights = Leaves(self._leaf)
-        hidden, _ = decoder.hidden_states(ops, self.config, weights, step, cache, self._run_block)
+        hidden, _ = decoder.hidden_states(ops, self.config, weights, step, cache, self._run_block, outputs_only)
         result: torch.Tensor = hidden if hidden_only else decoder.logits(ops, self.config, weights, step, hidden)
         return result
 

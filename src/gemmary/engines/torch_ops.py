@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from gemmary.config import Config
 from gemmary.engines.torch_adapters import AdaptedLinear
 from gemmary.engines.torch_attention import Tile, attend
 from gemmary.engines.torch_functions import geglu, rms_norm, rope
+from gemmary.engines.torch_stacks import Stacks, attend_stacked, stacked
 
 QUERY_TILE = 128
 """Queries attended to at once: bounds the float32 scores, and lets a tile read only the keys that it sees."""
@@ -108,13 +110,25 @@ class StepCache:
 
 @dataclass(frozen=True)
 class Visible:
-    """`visible` [T, 2] of the step as tiles, for each sequence its own. Made once a step, read in every layer."""
+    """`visible` [T, 2] of the step, as attention reads it. Made once a step, read in every layer."""
 
-    tiles: tuple[tuple[Tile, ...], ...]
+    spans: npt.NDArray[np.int32]
+    rows: Sequence[slice]
+    device: torch.device
 
     @classmethod
     def of(cls, spans: npt.NDArray[np.int32], rows: Sequence[slice], device: torch.device) -> Visible:
-        return cls(tuple(tuple(_tiles(spans[part], device)) for part in rows))
+        return cls(spans, rows, device)
+
+    @cached_property
+    def tiles(self) -> tuple[tuple[Tile, ...], ...]:
+        """For each sequence its own."""
+        return tuple(tuple(_tiles(self.spans[part], self.device)) for part in self.rows)
+
+    @cached_property
+    def stacks(self) -> Stacks | None:
+        """All sequences together, where no key is older than the step."""
+        return stacked(self.spans, self.rows, self.device)
 
 
 def _tiles(spans: npt.NDArray[np.int32], device: torch.device) -> list[Tile]:
@@ -180,8 +194,11 @@ class TorchOps:
         scale: float,
         softcap: float | None,
     ) -> tuple[Tensor, StepCache]:
+        is_whole = all(kept is None for kept in cache.caches)
+        if is_whole and softcap is None and visible.stacks is not None:
+            return attend_stacked(q, k, v, visible.stacks, scale), cache
         sequences = list(zip(cache.caches, cache.rows, visible.tiles, strict=True))
-        if all(kept is None for kept in cache.caches):
+        if is_whole:
             moved = [tile.moved(rows.start) for _, rows, tiles in sequences for tile in tiles]
             return attend(q, k, v, moved, scale, softcap), cache
         outs = []

@@ -34,20 +34,30 @@ class Step:
 
 
 def block(
-    ops: Ops, config: Config, w: Leaves, index: int, x: Any, angles: Any, visible: Any, cache: Any
+    ops: Ops, config: Config, w: Leaves, index: int, x: Any, angles: Any, visible: Any, cache: Any, rows: Any = None
 ) -> tuple[Any, Any]:
-    """One layer: attention and MLP, each added to the residual stream. [T, D]"""
-    attended, cache = attention(ops, config, w, index, x, angles, visible, cache)
-    x = ops.add(x, attended)
+    """One layer: attention and MLP, each added to the residual stream. [T, D]
+
+    rows: None, or the rows [R] that alone are wanted of it: [R, D].
+    """
+    attended, cache = attention(ops, config, w, index, x, angles, visible, cache, rows)
+    x = ops.add(x if rows is None else ops.take(x, rows), attended)
     return ops.tap(f"layers.{index}.out", ops.add(x, mlp(ops, config, w, index, x))), cache
 
 
 def hidden_states(
-    ops: Ops, config: Config, weights: Leaves, step: Step, cache: Any, run_block: Callable[..., Any] = block
+    ops: Ops,
+    config: Config,
+    weights: Leaves,
+    step: Step,
+    cache: Any,
+    run_block: Callable[..., Any] = block,
+    outputs_only: bool = False,
 ) -> tuple[Any, Any]:
     """Final hidden states [T, D], normalised, and the cache with this step's keys and values in it.
 
     run_block: `block`, or what an engine wraps around it (a module with hooks, a checkpoint of activations).
+    outputs_only: those of the rows `step.outputs` [R, D], with most of the last layer computed for these alone.
     """
     x = ops.embed(weights.embed, step.tokens, config.embedding_scale)
     if step.pictures is not None:
@@ -56,14 +66,16 @@ def hidden_states(
     angles = {kind: ops.rope_angles(step.positions, config.rope_frequencies(kind)) for kind in config.kinds}
     for index, kind in enumerate(config.layer_types):
         w = weights.layer(index)
-        x, cache = run_block(ops, config, w, index, x, angles[kind], step.visible[kind], cache)
+        rows = (step.outputs,) if outputs_only and index == config.num_layers - 1 else ()
+        x, cache = run_block(ops, config, w, index, x, angles[kind], step.visible[kind], cache, *rows)
     return ops.tap("hidden", ops.rms_norm(x, weights.final_norm, config.rms_norm_eps)), cache
 
 
 def attention(
-    ops: Ops, config: Config, w: Leaves, index: int, x: Any, angles: Any, visible: Any, cache: Any
+    ops: Ops, config: Config, w: Leaves, index: int, x: Any, angles: Any, visible: Any, cache: Any, rows: Any = None
 ) -> tuple[Any, Any]:
-    """The attention branch of a block: norm, q k v, rotation, attention over the cache, projection, norm. [T, D]"""
+    """The attention branch of a block: norm, q k v, rotation, attention over the cache, projection, norm. [T, D], or
+    of some rows [R, D]."""
     eps = config.rms_norm_eps
     x = ops.rms_norm(x, w.attn_norm, eps)
     q_TNH = ops.split_heads(ops.linear(x, w.q), config.num_heads)
@@ -76,7 +88,8 @@ def attention(
     out, cache = ops.attention(
         q_TNH, k_TKH, v_TKH, cache, index, visible, config.attention_scale, config.attn_logit_softcap
     )
-    out = ops.linear(ops.tap(f"layers.{index}.heads", out), w.o)
+    out = ops.tap(f"layers.{index}.heads", out)
+    out = ops.linear(out if rows is None else ops.take(out, rows), w.o)
     if config.post_norms:
         out = ops.rms_norm(out, w.post_attn_norm, eps)
     return ops.tap(f"layers.{index}.attn_out", out), cache

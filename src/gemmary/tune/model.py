@@ -23,6 +23,7 @@ from gemmary.errors import GemmaryError
 from gemmary.model import decoder
 from gemmary.model.vision import Pictures
 from gemmary.quantize.leaves import FLOATS, Affine, Dense, Leaf
+from gemmary.tune.data import codec_file
 from gemmary.tune.lora import LoraLinear, attach
 from gemmary.tune.losses import DenseTable, Table, cross_entropy
 from gemmary.tune.packing import MicroBatch
@@ -30,6 +31,10 @@ from gemmary.tune.settings import Settings
 
 if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
+
+
+FEW = 0.75
+"""Share of scored rows below which it pays to pick them out before the last layer's MLP."""
 
 
 class TuneModel(Model):
@@ -45,7 +50,7 @@ class TuneModel(Model):
         self.recomputes = settings.gradient_checkpointing == "on"
         """Activations inside the blocks are computed again in the backward pass, to the same bits, and not kept.
         Whether `auto` means that, `tune/room.py` has decided before."""
-        self.trains_tower = checkpoint.config.vision is not None and settings.trains_tower
+        self.trains_tower = checkpoint.config.prefix_lm and settings.trains_tower
         if settings.method != "full":
             self.requires_grad_(False)
             self.adapters = attach(self, settings)
@@ -70,9 +75,13 @@ class TuneModel(Model):
         seen = (tensor(batch.pictures[0]), self._seen(ops, micro)) if batch.pictures is not None else None
         tokens, positions, outputs = tensor(batch.tokens), tensor(batch.positions), tensor(batch.outputs)
         step = decoder.Step(tokens, positions, dict(visible), outputs, seen)
-        hidden = super().forward(ops, step, cache, hidden_only=True)
-        scored = ops.take(hidden, step.outputs)
-        return cross_entropy(scored, self._table(), tensor(micro.targets), self.config.final_logit_softcap)
+        # Not with dropout, whose masks are drawn row by row, as PEFT draws them.
+        drops = self.training and self.settings.lora_dropout > 0
+        few = len(batch.outputs) < FEW * len(batch.tokens) and not drops
+        hidden = super().forward(ops, step, cache, hidden_only=True, outputs_only=few)
+        scored = hidden if few else ops.take(hidden, step.outputs)
+        smoothing = self.settings.label_smoothing if self.training else 0.0
+        return cross_entropy(scored, self._table(), tensor(micro.targets), self.config.final_logit_softcap, smoothing)
 
     def _seen(self, ops: TorchOps, micro: MicroBatch) -> torch.Tensor:
         """What stands in the places for pictures [M, D]: one run of the tower, over each picture once."""
@@ -157,6 +166,10 @@ class Trained:
         self.name = model.checkpoint.name
 
     @property
+    def mask_codec_file(self) -> Path | None:
+        return codec_file(self.model.settings, self.model.checkpoint)
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         return self.model.checkpoint.tokenizer
 
@@ -206,7 +219,7 @@ def build(checkpoint: Checkpoint, settings: Settings, device: torch.device, dtyp
         return QuantizedEmbedding(leaf, format) if tensor.name == "embed" else QuantizedLinear(leaf, dtype, format)
 
     def master(tensor: Tensor) -> nn.Module:
-        if tensor.name.startswith("vision.") and not settings.trains_tower:
+        if tensor.name.startswith("vision.") and not (checkpoint.config.prefix_lm and settings.trains_tower):
             return frozen(tensor)
         return module_of(tensor, checkpoint.lookup, torch.float32, device, MasterLinear)
 
