@@ -241,20 +241,22 @@ class Model(Seeing):
         image: as in `generate`, for a model that sees and chats (Gemma 3): for each item {"type": "image"} of the
         contents a picture, in their order; before a text that the user says, all of them.
         """
-        if isinstance(messages, str) and image is not None:
-            count = len(image) if isinstance(image, list | tuple) else 1
-            items = [*[{"type": "image"}] * count, {"type": "text", "text": messages}]
-            messages = [{"role": "user", "content": items}]
-        completion = self.generate(self.chat_prompt(messages), image=image, adapter=adapter, **options)
+        pictures = 0 if image is None else len(image) if isinstance(image, list | tuple) else 1
+        prompt = self.chat_prompt(messages, pictures)
+        completion = self.generate(prompt, image=image, adapter=adapter, **options)
         warn(completion.notices)
         return completion
 
-    def chat_prompt(self, messages: str | Sequence[Message]) -> Prompt:
-        """The conversation as ids, for `generate` or `stream`; what should be known about it is in its `.notices`."""
+    def chat_prompt(self, messages: str | Sequence[Message], pictures: int = 0) -> Prompt:
+        """The conversation as ids, for `generate` or `stream`; what should be known about it is in its `.notices`.
+
+        pictures: how many stand before a text that the user says.
+        """
         if self.config.prefix_lm:
             raise GemmaryError(f"{self.name} does not chat: ask it about a picture, with `generate` and its `image`")
         if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
+            items = [*[{"type": "image"}] * pictures, {"type": "text", "text": messages}]
+            messages = [{"role": "user", "content": items if pictures else messages}]
         style = style_of(self.config.family, self.chat_template)
         notices = []
         if self.chat_template is not None and looks_like_gemma(self.chat_template) is None:

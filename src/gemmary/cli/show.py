@@ -112,7 +112,10 @@ def pictures_of(config: Config, vision: VisionConfig) -> list[tuple[str, str]]:
     """What there is to know of a model that sees: its tower, and the conventions where published code differs."""
     side = vision.image_size
     if config.prefix_lm:
-        whose, said = "as big_vision has it", ["a prompt sees itself whole", "no sliding window", "no cap of the logits"]
+        whose, said = (
+            "as big_vision has it",
+            ["a prompt sees itself whole", "no sliding window", "no cap of the logits"],
+        )
     else:
         whose, said = "as in training", ["a picture sees itself whole", "text is causal"]
     said = ["a picture's tokens enter unscaled", *said]
