@@ -139,7 +139,10 @@ def test_tower(peers: Any, name: str, precision: Precision) -> None:
     seen = pixels(3)
     with torch.inference_mode():
         out = model.get_image_features(torch.from_numpy(seen.transpose(0, 3, 1, 2).copy())).pooler_output
-    ours = precision.open(config, checkpoint.lookup).see(seen)
+    engine = precision.open(config, checkpoint.lookup)
+    ours = engine.see(seen)
+    if engine.info.batch_invariant:
+        np.testing.assert_array_equal(ours, np.concatenate([engine.see(each[None]) for each in seen]))
     assert relative_error(ours, out.numpy().reshape(-1, 36)) < precision.worst
 
 
