@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -97,7 +98,7 @@ class TuneModel(Model):
         )
         with nullcontext() if self.trains_tower else torch.no_grad():
             tokens = self.see(ops, pictures, StepCache([None] * len(rows), rows))
-        if len(micro.shown) == len(rows):  # each stands in one place, and they come in the order of the places
+        if np.array_equal(micro.shown, np.arange(len(rows))):
             return tokens
         return tokens.view(len(rows), -1, tokens.shape[1])[torch.from_numpy(micro.shown).to(self.device)].flatten(0, 1)
 
