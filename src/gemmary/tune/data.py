@@ -17,8 +17,7 @@ from gemmary.tune.image_rows import Codec
 from gemmary.tune.rows import Example, Form, Row, example_of, form_of
 from gemmary.tune.settings import Settings
 from gemmary.tune.sources import find_sources
-from gemmary.vision.codec import BESIDE, open_codec
-from gemmary.vision.masks import MaskCodec
+from gemmary.vision.codec import open_codec
 
 SPELLED = "a text spells a marker of Gemma's prompts, which is read as plain text: conversations are `messages` rows"
 
@@ -64,14 +63,13 @@ def codec_file(settings: Settings, checkpoint: Checkpoint) -> Path | None:
     """The codec of the settings, or the one that came with the model; None: PaliGemma's."""
     if settings.mask_codec is not None:
         return Path(settings.mask_codec).expanduser()
-    beside = checkpoint.path / BESIDE
-    return beside if beside.is_file() else None
+    return checkpoint.mask_codec_file
 
 
 def _codec(settings: Settings, checkpoint: Checkpoint) -> Codec:
     """Opened, or fetched, when a mask first needs it."""
     file = codec_file(settings, checkpoint)
-    return cache(lambda: open_codec(checkpoint.path) if file is None else MaskCodec.open(file))
+    return cache(lambda: open_codec(file))
 
 
 def _told_of(row: Row, form: Form) -> Iterator[str]:

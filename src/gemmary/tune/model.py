@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,7 +29,6 @@ from gemmary.tune.lora import LoraLinear, attach
 from gemmary.tune.losses import DenseTable, Table, cross_entropy
 from gemmary.tune.packing import MicroBatch
 from gemmary.tune.settings import Settings
-from gemmary.vision.codec import BESIDE
 
 if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
@@ -115,8 +113,6 @@ class TuneModel(Model):
         weights = weights or {name: weight.detach().cpu() for name, weight in self.trained().items()}
         if self.settings.method == "full":
             save_checkpoint(Trained(self, weights), folder, dtype="float32")
-            if self.config.vision is not None and (codec := codec_file(self.settings, self.checkpoint)) is not None:
-                shutil.copyfile(codec, folder / BESIDE)
             return
         settings = self.settings
         config = AdapterConfig(
@@ -169,6 +165,10 @@ class Trained:
         self.model, self.weights = model, weights
         self.config: Config = model.config
         self.name = model.checkpoint.name
+
+    @property
+    def mask_codec_file(self) -> Path | None:
+        return codec_file(self.model.settings, self.model.checkpoint)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
