@@ -1,11 +1,11 @@
-"""The native engine beside the torch engine at the real shape of a PaliGemma: the same random weights, picture and prompt.
+"""The native engine beside torch at the real shape of a PaliGemma: the same random weights, picture and prompt.
 
     python benchmarks/real_shapes.py paligemma-3b-pt-224 paligemma2-3b-pt-224
 
 For bfloat16 and int4 weights (int4: the tower int8, the table Q6_K) the torch engine computes in float32 with what the
-weights mean, the native engine with the weights as they are. Each has a process of its own, one after the other: float32
-takes 12 GB at 3B. Compared are the picture's tokens, and the scores behind a picture, a prompt and 8 tokens decoded one
-at a time. Exits with 1 where a bound does not hold.
+weights mean, the native engine with the weights as they are. Each has a process of its own, one after the other:
+float32 takes 12 GB at 3B. Compared are the picture's tokens, and the scores behind a picture, a prompt and 8 tokens
+decoded one at a time. Exits with 1 where a bound does not hold.
 """
 
 from __future__ import annotations

@@ -16,20 +16,22 @@ import pytest
 import gemmary
 from gemmary import api, memory
 from gemmary.chat import TEMPLATES
+from gemmary.checkpoints.random_weights import random_checkpoint
+from gemmary.config import VisionConfig
 from gemmary.embedding import PROMPTS
 from gemmary.engines import open_engine
 from gemmary.errors import GemmaryError
 from gemmary.loaded import Model
-from gemmary.quantize.leaves import Blocks, Dense
+from gemmary.quantize.leaves import Affine, Blocks, Dense
 from tests.generate.toys import ScriptedEngine
 from tests.models import tiny_checkpoint, tiny_model, tokenizer
-from tests.tiny import random_tokens
+from tests.tiny import TINY, random_tokens
 
 
 def test_the_public_names_are_frozen() -> None:
     assert gemmary.__all__ == [
-        "Completion", "GemmaryError", "GemmaryWarning", "Model", "Piece", "SamplingParams", "Stats", "Stream",
-        "TokenLogprob", "__version__", "load", "random_model", "save",
+        "Box", "Completion", "GemmaryError", "GemmaryWarning", "Mask", "Model", "PictureCompletion", "Piece",
+        "SamplingParams", "Stats", "Stream", "TokenLogprob", "__version__", "load", "random_model", "save",
     ]  # fmt: skip
     for name in gemmary.__all__:
         assert getattr(gemmary, name) is not None
@@ -399,6 +401,23 @@ def test_quant_makes_blocks_of_every_matrix(folder: Path, quant: str, block_type
     found, expected = model.logits(ids), exact.logits(ids)
     relative = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert 1e-4 < relative < error
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_the_tower_is_int8_where_the_decoder_is_quantized(quant: str) -> None:
+    tower = VisionConfig(image_size=12, num_layers=1, hidden_size=30, num_heads=3, intermediate_size=41, patch_size=4)
+    checkpoint = random_checkpoint(replace(TINY["gemma-q32"], vision=tower), "random", None, 0)
+    lookup = api.quantized(checkpoint, quant, [])
+    formats = {name: lookup(name).format for name in checkpoint.names()}
+    assert formats["layers.0.q"] == formats["embed"] == api.QUANT[quant]
+    assert {formats[name] for name in ("vision.layers.0.q", "vision.layers.0.down", "vision.projector")} == {"Q8_0"}
+    assert {formats[name] for name in ("vision.patch", "vision.position")} == {"BF16"}
+    leaf, stored = lookup("vision.layers.0.down"), checkpoint.lookup("vision.layers.0.down")
+    assert isinstance(leaf, Affine)
+    assert isinstance(stored, Affine)
+    assert leaf.shape == (30, 41)
+    assert np.array_equal(leaf.bias, stored.bias)
+    assert np.abs(leaf.dequantize() - stored.dequantize()).max() < np.abs(stored.dequantize()).max() / 200
 
 
 def test_quantizing_again_is_told(folder: Path, tmp_path: Path) -> None:

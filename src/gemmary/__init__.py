@@ -17,14 +17,19 @@ if TYPE_CHECKING:
     from gemmary.api import GemmaryWarning, Model, load, random_model, save
     from gemmary.errors import GemmaryError
     from gemmary.generate import Completion, Piece, SamplingParams, Stats, Stream, TokenLogprob
+    from gemmary.seeing import PictureCompletion
+    from gemmary.vision.boxes import Box, Mask
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Box",
     "Completion",
     "GemmaryError",
     "GemmaryWarning",
+    "Mask",
     "Model",
+    "PictureCompletion",
     "Piece",
     "SamplingParams",
     "Stats",
@@ -37,9 +42,12 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Box": "gemmary.vision.boxes",
     "GemmaryError": "gemmary.errors",
     "GemmaryWarning": "gemmary.api",
+    "Mask": "gemmary.vision.boxes",
     "Model": "gemmary.api",
+    "PictureCompletion": "gemmary.seeing",
     "load": "gemmary.api",
     "random_model": "gemmary.api",
     "save": "gemmary.api",

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
@@ -116,6 +117,11 @@ class Model(Seeing):
     def chat_template(self) -> str | None:
         """That of the only adapter, else the checkpoint's own, as text. It is never executed."""
         return self._tuned_template or self.checkpoint.chat_template
+
+    @property
+    def mask_codec_file(self) -> Path | None:
+        """See `Checkpoint.mask_codec_file`."""
+        return self.checkpoint.mask_codec_file
 
     @property
     def weight_format(self) -> str:

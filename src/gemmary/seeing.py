@@ -150,7 +150,7 @@ class Seeing:
         """What decodes masks: the file beside the weights, or PaliGemma's, fetched on first use (8.5 MB)."""
         from gemmary.vision.codec import open_codec
 
-        return open_codec(cast("Model", self).checkpoint.path)
+        return open_codec(cast("Model", self).mask_codec_file)
 
     def _told(self, image: Any, prompt: str, options: TaskOptions) -> str:
         return cast("Model", self).generate(prompt, image=image, **options).text

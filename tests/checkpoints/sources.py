@@ -28,6 +28,7 @@ class TinySource:
     name: str = "tiny"
     tokenizer: Any = None
     chat_template: str | None = None
+    mask_codec_file: Path | None = None
     seen: list[str] = field(default_factory=list)
 
 

@@ -22,11 +22,11 @@ SOURCE = Path(gemmary.__path__[0]).parent
 LOADING = "--engine --threads --dtype --quant --kv-dtype --context"
 SAMPLING = "--temperature --top-k --top-p --min-p --repetition-penalty --seed --max-tokens --stop --stop-id"
 TRAINING = (
-    "--accumulation --learning-rate --schedule --warmup-steps --weight-decay --clip --optimizer {adapter}--seed "
+    "--accumulation {codec}--learning-rate --schedule --warmup-steps --weight-decay --clip --optimizer {adapter}--seed "
     "--dtype --device --gradient-checkpointing --threads {rows}--evaluate-every --patience --checkpoint-every "
     "--keep-checkpoints --resume"
 )
-ADAPTER = "--lora-rank --lora-alpha --lora-dropout --lora-targets --rslora --dora "
+ADAPTER = "--lora-rank --lora-alpha --lora-dropout --lora-targets --rslora --dora --train-tower --mask-codec "
 SHAPE = (
     "--vocab-size --num-layers --hidden-size --num-heads --num-kv-heads --head-dim --intermediate-size "
     "--context-length --sliding-window"
@@ -44,11 +44,11 @@ FLAGS = {
     "--threads --dtype --quant --kv-dtype --isa",
     "bench": f"MODEL {LOADING} --isa --draft --adapter --prefill --decode --repeat --profile --roofline --json",
     "embed": "MODEL --engine --threads --dtype --quant --kv-dtype TEXT --prompt --title --dimensions",
-    "convert": "SRC DST --format --dtype",
+    "convert": "SRC DST --format --dtype --image-size",
     "tune": f"-c MODEL DATA --out --method {LENGTHS} "
-    f"{TRAINING.format(adapter=ADAPTER, rows='--validation --test ')} --chat-style --json --preview",
-    "pretrain": f"CONFIG --text --out --held-out --validation {SHAPE} {LENGTHS} "
-    f"{TRAINING.format(adapter='', rows='')} --json",
+    f"{TRAINING.format(codec='', adapter=ADAPTER, rows='--validation --test ')} --chat-style --json --preview",
+    "pretrain": f"CONFIG --out --text --data --held-out --validation {SHAPE} --vision {LENGTHS} "
+    f"{TRAINING.format(codec='--mask-codec ', adapter='', rows='')} --json",
     "merge": "MODEL ADAPTER --out --format --quant --dtype --threads",
 }
 

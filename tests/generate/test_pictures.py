@@ -225,3 +225,11 @@ def test_allowed_tokens_are_chosen_from_and_log_probabilities_stay() -> None:
     free = request([2, 60], picture(0), logprobs=0)
     finish(Scheduler(CountingEngine()), free)
     assert asked.logprobs[0].logprob < free.logprobs[0].logprob
+
+
+@pytest.mark.parametrize("ids", [[], [CONFIG.vocab_size], [-1, 5]])
+def test_something_has_to_be_allowed(ids: list[int]) -> None:
+    asked = request([2, 60], picture(0))
+    asked.allowed = lambda tokens: ids
+    with pytest.raises(GemmaryError, match="`allowed` has to leave at least one token of the vocabulary"):
+        finish(Scheduler(CountingEngine()), asked)

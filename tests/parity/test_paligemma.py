@@ -213,6 +213,7 @@ class Named:
 
     checkpoint: Checkpoint
     tokenizer: None = None
+    mask_codec_file: Path | None = None
     chat_template: None = None
     name: str = "tiny"
 

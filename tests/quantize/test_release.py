@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemmary.quantize.leaves import Blocks, Dense, Leaf, let_go, slices
+from gemmary.quantize import blocks
+from gemmary.quantize.leaves import Affine, Blocks, Dense, Leaf, let_go, quantized, slices
 
 SIZE = 4 << 20
 
@@ -44,6 +45,18 @@ def test_rows_leave_memory_and_stay_readable(path: Path, kind: str) -> None:
         leaf.release(512, 1024)
         assert resident(path) < SIZE // 8
     assert np.array_equal(view, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_was_quantized_leaves_memory(path: Path) -> None:
+    np.random.default_rng(0).standard_normal(SIZE // 4).astype(np.float32).tofile(path)
+    with open(path, "rb") as file:
+        array = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.float32).reshape(512, -1)
+    made = quantized(Affine(Dense(array), np.ones(512, np.float32)), "Q8_0")
+    assert resident(path) < SIZE // 8
+    assert isinstance(made, Affine)
+    assert np.array_equal(made.stored(0, 512), blocks.quantize("Q8_0", array).reshape(-1))
+    assert np.array_equal(made.bias, np.ones(512, np.float32))
 
 
 def test_other_memory_is_left_alone(path: Path) -> None:

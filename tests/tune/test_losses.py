@@ -25,12 +25,13 @@ def case(rows: int, vocab: int, spread: float = 3.0) -> tuple[Any, Any, Any]:
     return hidden.float(), table.float(), torch.randint(vocab, (rows,), generator=generator)
 
 
-def exact(hidden: Any, table: Any, targets: Any, cap: float | None) -> tuple[Any, Any, Any]:
-    """The loss and both gradients, float64."""
+def exact(hidden: Any, table: Any, targets: Any, cap: float | None, smoothing: float = 0) -> tuple[Any, Any, Any]:
+    """The loss and both gradients, float64. PyTorch spreads what it smooths over the target, too."""
+    spread = smoothing * len(table) / (len(table) - 1)
     h, w = hidden.double().requires_grad_(), table.double().requires_grad_()
     scores = h @ w.t()
     scores = scores if cap is None else cap * torch.tanh(scores / cap)
-    loss = torch.nn.functional.cross_entropy(scores, targets, reduction="sum")
+    loss = torch.nn.functional.cross_entropy(scores, targets, reduction="sum", label_smoothing=spread)
     loss.backward()
     return loss.detach(), h.grad, w.grad
 
@@ -43,12 +44,13 @@ def error(actual: Any, expected: Any) -> float:
 @pytest.mark.parametrize("trains_table", [False, True])
 @pytest.mark.parametrize("rows", [1, 16, 37])
 @pytest.mark.parametrize("vocab", [3, 16, 50])
-def test_against_float64(rows: int, vocab: int, trains_table: bool, cap: float | None) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_against_float64(rows: int, vocab: int, trains_table: bool, cap: float | None, smoothing: float) -> None:
     hidden, table, targets = case(rows, vocab)
     h, w = hidden.requires_grad_(), torch.nn.Parameter(table)
-    loss = cross_entropy(h, w if trains_table else DenseTable(w), targets, cap)
+    loss = cross_entropy(h, w if trains_table else DenseTable(w), targets, cap, smoothing)
     (0.25 * loss).backward()
-    expected, grad_h, grad_w = exact(hidden.detach(), table, targets, cap)
+    expected, grad_h, grad_w = exact(hidden.detach(), table, targets, cap, smoothing)
     assert loss.dtype == torch.float32
     assert error(loss.detach(), expected) < 1e-6
     assert error(4 * h.grad, grad_h) < 2e-6

@@ -67,7 +67,7 @@ def micro(config: Config) -> MicroBatch:
 
 
 def padded() -> dict[str, Any]:
-    """What transformers' processor makes of them with `suffix=`: padding behind, labels -100 where nothing is scored."""
+    """As transformers' processor has them with `suffix=`: padding behind, labels -100 where nothing is scored."""
     rows = documents()
     shape = (len(rows), max(len(each.tokens) for each in rows))
     made = {name: torch.zeros(shape).long() for name in ("input_ids", "attention_mask", "token_type_ids")}
@@ -108,7 +108,7 @@ def adapted(peer: Any, mine: TuneModel) -> Any:
 
 @pytest.mark.parametrize("generation", ["gemma", "gemma2"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step(peers: Any, generation: str, method: str) -> None:  # noqa: F811
+def test_a_step(peers: Any, generation: str, method: str) -> None:
     peer, folder = peers[generation]
     mine = ours(folder, **METHODS[method])
     trained = mine.trained()
@@ -136,7 +136,7 @@ def test_a_step(peers: Any, generation: str, method: str) -> None:  # noqa: F811
         assert (weight.grad - gradient).abs().max() <= 2e-5 * gradient.abs().max(), name
 
 
-def test_a_picture_counts(peers: Any) -> None:  # noqa: F811
+def test_a_picture_counts(peers: Any) -> None:
     """The loss would be another with the pictures in another order."""
     mine = ours(peers["gemma"][1], **METHODS["lora"])
     made = micro(mine.config)

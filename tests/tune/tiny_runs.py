@@ -35,6 +35,7 @@ class Run:
     seed: int = 0
     gradient_checkpointing: str = "off"
     trains_tower: bool = True
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gemmary.checkpoints import open_checkpoint, save_checkpoint
+from gemmary.checkpoints.random_weights import random_checkpoint
 from gemmary.errors import GemmaryError
 from gemmary.vision import codec
 from gemmary.vision.masks import MaskCodec
 from tests.checkpoints.fake_hub import Hub, Repo, serve
+from tests.checkpoints.sources import TinySource
+from tests.checkpoints.test_big_vision import SMALL
 from tests.vision.test_masks import random_arrays
 
 
@@ -33,10 +37,16 @@ def decoded(found: MaskCodec) -> bytes:
 
 
 def test_the_file_beside_the_weights_comes_first(tmp_path: Path) -> None:
-    np.savez(tmp_path / codec.BESIDE, **random_arrays(1))
-    expected = decoded(MaskCodec(random_arrays(1)))
-    assert decoded(codec.open_codec(tmp_path)) == expected
-    assert decoded(codec.open_codec(tmp_path / "model.gguf")) == expected
+    model = random_checkpoint(SMALL, "random:tiny", None, 0)
+    assert model.mask_codec_file is None
+    save_checkpoint(TinySource(model.config, model.lookup), tmp_path / "without")
+    assert open_checkpoint(tmp_path / "without").mask_codec_file is None
+    np.savez(tmp_path / "own.npz", **random_arrays(1))
+    source = TinySource(model.config, model.lookup, mask_codec_file=tmp_path / "own.npz")
+    for format in ("safetensors", "packed"):
+        save_checkpoint(source, tmp_path / format, format=format)
+        found = open_checkpoint(tmp_path / format).mask_codec_file
+        assert decoded(codec.open_codec(found)) == decoded(MaskCodec(random_arrays(1)))
 
 
 def test_it_is_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, published: bytes) -> None:
@@ -45,10 +55,10 @@ def test_it_is_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pub
         partial = tmp_path / "cache" / (codec.FILE + ".gemmary-partial")
         partial.parent.mkdir()
         partial.write_bytes(published[:1000])
-        first = codec.open_codec(tmp_path)
+        first = codec.open_codec(None)
         assert decoded(first) == decoded(MaskCodec(random_arrays()))
         assert hub.ranges() == ["bytes=1000-"]
-    assert decoded(codec.open_codec(tmp_path)) == decoded(first)  # now without a network
+    assert decoded(codec.open_codec(None)) == decoded(first)  # now without a network
     assert not partial.exists()
 
 
@@ -58,7 +68,7 @@ def test_damaged_bytes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         with pytest.raises(
             GemmaryError, match=r"masks need vae-oid.npz.* arrived damaged \(SHA-256 differs\): try again"
         ):
-            codec.open_codec(tmp_path)
+            codec.open_codec(None)
     assert not list((tmp_path / "cache").glob("*partial"))
 
 
@@ -74,6 +84,6 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, publ
     with pytest.raises(
         GemmaryError, match=r"masks need vae-oid.npz, which decodes them: cannot fetch .*put it at "
     ) as told:
-        codec.open_codec(tmp_path)
+        codec.open_codec(None)
     assert "\n" not in str(told.value)
     assert "offline" in str(told.value).lower() or not offline

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gemmary.errors import GemmaryError
 from gemmary.generate import Request, SamplingParams
 from gemmary.generate.text import TextStream
+from gemmary.tokenizer import Tokenizer
 from gemmary.vision.grammar import ObjectGrammar
 from gemmary.vision.objects import parse
 from tests.tokenizer import small
@@ -120,3 +121,20 @@ def test_a_tokenizer_without_locations() -> None:
         GemmaryError, match="this model writes no boxes or masks: this tokenizer has no piece '<loc0000>'"
     ):
         ObjectGrammar(small.build(), ["cat"], has_masks=False, most=9)
+
+
+@pytest.mark.parametrize("kind", ["small", "PaliGemma's"])
+def test_what_models_were_trained_to_write_is_allowed(kind: str, request: pytest.FixtureRequest) -> None:
+    """The tokens of a whole training text, which is encoded in one piece."""
+    found = tokenizer()
+    if kind != "small":
+        found = Tokenizer.from_folder(request.getfixturevalue("shared") / "tokenizers" / "paligemma")
+    labels = ("cat", "red cat", "é 日", "catfish")
+    box, codes = "<loc0000><loc0511><loc1023><loc0512>", "".join(f"<seg{n:03}>" for n in range(0, 128, 8))
+    for marks in (box, box + codes):
+        text = " ; ".join(f"{marks} {label}" for label in (*labels, "cat"))
+        tokens = found.encode(text, eos=True)
+        allowed = ObjectGrammar(found, labels, has_masks=marks != box, most=len(tokens))
+        for at, token in enumerate(tokens):
+            assert token in allowed(tokens[:at]), found.decode(tokens[: at + 1])
+        assert 1 in allowed([])

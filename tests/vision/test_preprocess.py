@@ -115,3 +115,19 @@ def test_big_vision_square_is_the_definition_of_it(size):
     # Cut to whole numbers: where the exact value is one, its float32 neighbour below may be taken.
     assert abs(ours - np.floor(exact + 1e-3)).max() <= 1.01
     assert (abs(ours - np.floor(exact + 1e-3)) < 0.01).mean() > 0.999
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_size_is_known_from_the_header(tmp_path, format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (20, 10)).save(tmp_path / "picture", format=format, exif=exif)
+    assert preprocess.size_of(tmp_path / "picture") == preprocess.open_image(tmp_path / "picture").size
+    with pytest.raises(GemmaryError, match="nothing does not exist"):
+        preprocess.size_of(tmp_path / "nothing")
+
+
+def test_bytes_hold_the_pixels_exactly():
+    square = preprocess.pixels(picture(), 16)
+    assert np.array_equal(preprocess.as_pixels(preprocess.as_bytes(square)), square)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gemmary import zoo
 from gemmary.checkpoints import npz
-from gemmary.checkpoints.checkpoint import Checkpoint, Source
+from gemmary.checkpoints.checkpoint import MASK_CODEC, Checkpoint, Source
 from gemmary.checkpoints.convert import Meter, Progress
 from gemmary.checkpoints.fields import periodic
 from gemmary.checkpoints.tensors import tensors
@@ -304,7 +304,8 @@ def save_big_vision(source: Source, path: Path, format: str | None, progress: Pr
                         stacked = () if None in layers else (len(layers),)
                         member.write(npz.header(format, (*stacked, *array.shape)))
                     member.write(array.view(np.uint8).reshape(-1).data)
-    return ["big_vision's file carries no tokenizer: put tokenizer.model beside it"]
+    left = ["tokenizer.model", *([MASK_CODEC] if source.mask_codec_file else [])]
+    return [f"big_vision's file carries weights alone: put {' and '.join(left)} beside it"]
 
 
 def _values(source: Source, name: str) -> npt.NDArray[np.float32]:

@@ -17,6 +17,8 @@ from gemmary.quantize.leaves import Leaf
 if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
 
+MASK_CODEC = "mask_codec.npz"
+"""What decodes the masks of a model that was trained with a codec of its own, beside its weights."""
 Format = Literal["safetensors", "gguf", "packed", "big_vision", "random"]
 
 
@@ -56,6 +58,12 @@ class Checkpoint:
             weights = self.path.glob("*.safetensors") if self.path.is_dir() else [self.path] * (not self.made_bytes)
         return self.made_bytes + sum(file.stat().st_size for file in weights)
 
+    @property
+    def mask_codec_file(self) -> Path | None:
+        """What decodes the masks that the model writes, where that is its own."""
+        file = (self.path if self.path.is_dir() else self.path.parent) / MASK_CODEC
+        return file if self.config.vision is not None and file.is_file() else None
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Built when first asked for. Raises GemmaryError where the checkpoint has none, or a corrupt one."""
@@ -89,5 +97,8 @@ class Source(Protocol):
 
     @property
     def chat_template(self) -> str | None: ...
+
+    @property
+    def mask_codec_file(self) -> Path | None: ...
 
     def lookup(self, name: str) -> Leaf: ...

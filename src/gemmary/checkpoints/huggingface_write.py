@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gemmary.checkpoints import safetensors
-from gemmary.checkpoints.checkpoint import Source
+from gemmary.checkpoints.checkpoint import MASK_CODEC, Source
 from gemmary.checkpoints.config_json import write_config
 from gemmary.checkpoints.convert import Meter, Progress, stored_bytes
 from gemmary.checkpoints.json_files import write_json
@@ -82,7 +83,7 @@ def _parts(config: Config, table: Iterable[Tensor]) -> Iterator[_Part]:
 
 
 def write_around(source: Source, folder: Path, dtype: str, notices: list[str]) -> None:
-    """What a folder holds beside its weights: config.json, the tokenizer's files and the chat template."""
+    """What a folder holds beside its weights: config.json, the tokenizer's files, the chat template, a mask codec."""
     eos_ids = _eos_ids(source)
     write_json(folder / "config.json", write_config(source.config, dtype, eos_ids))
     if not source.config.bidirectional:
@@ -91,6 +92,8 @@ def write_around(source: Source, folder: Path, dtype: str, notices: list[str]) -
         notices.append("the folder carries no tokenizer")
     else:
         source.tokenizer.save(folder)
+    if source.mask_codec_file is not None:
+        shutil.copyfile(source.mask_codec_file, folder / MASK_CODEC)
     if source.chat_template is not None:
         (folder / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
 

@@ -112,10 +112,20 @@ GEMMARY_INLINE void accumulate_columns(const float* a, int64_t a_stride, Columns
       accumulate<kType, kScaled, kRows, 1>(a, a_stride, b, sums, stride);
 }
 
+// Whole tiles of rows, all of them against some columns, which stay in the nearest cache meanwhile, before the next ones.
+template <KvType kType, bool kScaled, int kColumns>
+GEMMARY_INLINE void accumulate_tiles(int rows, const float* a, int64_t a_stride, Columns b, int64_t columns, float* sums, int64_t stride) {
+  for (; columns >= kColumns; columns -= kColumns, b.data += kColumns * b.column, b.scales += kColumns * b.scale_column, sums += kColumns * kLanes)
+    for (int j = 0; j < rows; j += kQueryTile)
+      accumulate<kType, kScaled, kQueryTile, kColumns>(a + j * a_stride, a_stride, b, sums + j * stride, stride);
+  if constexpr (kColumns > 1) accumulate_tiles<kType, kScaled, 1>(rows, a, a_stride, b, columns, sums, stride);
+}
+
 template <KvType kType, bool kScaled = false>
 static void accumulate_all(int rows, const float* a, int64_t a_stride, const Columns& b, int64_t columns, float* sums, int64_t stride) {
-  for (; rows >= kQueryTile; rows -= kQueryTile, a += kQueryTile * a_stride, sums += kQueryTile * stride)
-    accumulate_columns<kType, kScaled, kQueryTile, kTileColumns>(a, a_stride, b, columns, sums, stride);
+  const int whole = rows / kQueryTile * kQueryTile;
+  if (whole > 0) accumulate_tiles<kType, kScaled, kTileColumns>(whole, a, a_stride, b, columns, sums, stride);
+  rows -= whole, a += whole * a_stride, sums += whole * stride;
   for (; rows >= 4; rows -= 4, a += 4 * a_stride, sums += 4 * stride)
     accumulate_columns<kType, kScaled, 4, kChains / 4>(a, a_stride, b, columns, sums, stride);
   for (; rows >= 2; rows -= 2, a += 2 * a_stride, sums += 2 * stride)

@@ -12,7 +12,8 @@ namespace {
 
 constexpr int64_t kGrain = 16384;          // elements of an elementwise task
 constexpr int64_t kStoreRows = 64;         // keys and values that a task writes
-constexpr int64_t kQueriesPerTask = 24;    // query rows times heads that pass over the keys together
+constexpr int64_t kLeastQueries = 24, kMostQueries = 96;  // query rows times heads that pass over the keys together: the more, …
+constexpr int64_t kTasksPerAttention = 128;  // … the less is read, as long as there are about this many tasks
 constexpr int64_t kFewQueries = 64;        // of a step that cuts each of its tasks into spans of the keys, …
 constexpr int64_t kFewTasks = 16;          // … to have about this many
 constexpr int64_t kRowsPerTask = 128;      // of a matrix product: their activations stay in the second cache
@@ -329,20 +330,23 @@ void Program::place_buffers(const StepInputs& step) {
   }
 }
 
-// Later rows see more keys, so they go first: the last tasks to finish are short.
+// The rows of a key head go one after another, while its keys are in the second cache. Later rows see more of them, so they go first: the
+// last tasks to finish are short.
 void Program::plan_attention(const StepInputs& step) {
   blocks_.clear();
   stores_.clear();
   partial_floats_ = 0;
   if (heads_ == 0) return;
   const int group = heads_ / kv_heads_;
-  const int64_t rows_each = std::max<int64_t>(1, kQueriesPerTask / group);
+  const int64_t queries = std::clamp(step.rows[0] * heads_ / kTasksPerAttention, kLeastQueries, kMostQueries);
+  const int64_t rows_each = std::max<int64_t>(1, queries / group);
   for (int64_t s = 0; s < step.rows[2]; s++) {
     const int64_t begin = step.sequences[2 * s], end = step.sequences[2 * s + 1];
-    for (int64_t piece = ceil_div(end - begin, rows_each); piece-- > 0;) {
-      const int64_t row = begin + piece * rows_each;
-      const int rows = static_cast<int>(std::min(rows_each, end - row));
-      for (int kv_head = 0; kv_head < kv_heads_; kv_head++) blocks_.push_back({static_cast<int>(s), rows, row, kv_head, kv_head * group, group});
+    for (int kv_head = 0; kv_head < kv_heads_; kv_head++) {
+      for (int64_t piece = ceil_div(end - begin, rows_each); piece-- > 0;) {
+        const int64_t row = begin + piece * rows_each;
+        blocks_.push_back({static_cast<int>(s), static_cast<int>(std::min(rows_each, end - row)), row, kv_head, kv_head * group, group});
+      }
     }
     for (int64_t row = begin; row < end; row += kStoreRows)
       stores_.push_back({static_cast<int>(s), static_cast<int>(std::min(kStoreRows, end - row)), row});

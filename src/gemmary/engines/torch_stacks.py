@@ -74,8 +74,8 @@ def stacked(
 
 def attend_stacked(q: Tensor, k: Tensor, v: Tensor, stacks: Stacks, scale: float) -> Tensor:
     """q [T, N, H] over the keys k and values v [T, K, H] of its own sequence -> [T, N*H] in q's dtype."""
-    parts = (_split(x, stacks) for x in (q, k, v))
-    found = [_attend(*each, stack.seen, scale) for *each, stack in zip(*parts, stacks.stacks, strict=True)]
+    parts = zip(_split(q, stacks), _split(k, stacks), _split(v, stacks), stacks.stacks, strict=True)
+    found = [_attend(q, k, v, stack.seen, scale) for q, k, v, stack in parts]
     if stacks.places is None:
         return found[0].flatten(0, 1).flatten(1)
     result: Tensor = _Unstacked.apply(stacks, *found)  # type: ignore[no-untyped-call]
@@ -84,10 +84,10 @@ def attend_stacked(q: Tensor, k: Tensor, v: Tensor, stacks: Stacks, scale: float
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, scale: float) -> Tensor:
     """[S, L, N, H] and twice [S, L, K, H] -> [S, L, N, H]."""
-    by_head = (x.transpose(1, 2) for x in (q, k, v))
-    return functional.scaled_dot_product_attention(
-        *by_head, attn_mask=seen, scale=scale, enable_gqa=q.shape[2] != k.shape[2]
-    ).transpose(1, 2)
+    shares = q.shape[2] != k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=shares)
+    return out.transpose(1, 2)
 
 
 def _split(x: Tensor, stacks: Stacks) -> Sequence[Tensor]:
@@ -127,7 +127,7 @@ class _Unstacked(torch.autograd.Function):
         shapes = [stack.rows.shape for stack in ctx.stacks.stacks]
         flat = grad.new_zeros(sum(a * b for a, b in shapes), *grad.shape[1:])
         flat[ctx.stacks.places] = grad
-        parts = zip(flat.split([a * b for a, b in shapes]), shapes, strict=True)
+        parts = zip(torch.split(flat, [a * b for a, b in shapes]), shapes, strict=True)
         return None, *(part.view(*shape, *grad.shape[1:]) for part, shape in parts)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from gemmary.errors import GemmaryError
 from gemmary.generate.params import Allowed, SamplingParams
 from gemmary.generate.sampling import likeliest, log_softmax_at, sample
 from gemmary.generate.text import TextStream
@@ -211,6 +212,9 @@ class Request:
         ids = None if self.allowed is None else self.allowed(self.generated)
         if ids is None:
             return logits
+        ids = np.asarray(ids)
+        if not ids.size or ids.min() < 0 or ids.max() >= len(logits):
+            raise GemmaryError(f"`allowed` has to leave at least one token of the vocabulary, not {ids.tolist()[:9]}")
         permitted = np.full_like(logits, -np.inf)
         permitted[ids] = logits[ids]
         return permitted

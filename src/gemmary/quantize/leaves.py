@@ -199,17 +199,21 @@ def padded_columns(format: str, columns: int) -> int:
 
 def quantized(leaf: Leaf, block_type: str) -> Leaf:
     """A matrix in blocks (`Q8_0` or `Q4_0`), filled up with zero columns where its rows do not divide into them; an
-    `Affine` leaf keeps its bias.
+    `Affine` leaf keeps its bias. What a mapped file took of memory for it is let go.
 
     Raises GemmaryError as `blocks.quantize`.
     """
     if isinstance(leaf, Affine):
         return Affine(quantized(leaf.weight, block_type), leaf.bias)
-    dense = leaf.array if isinstance(leaf, Dense) else leaf.dequantize()
-    rows, columns = dense.shape
-    missing = padded_columns(block_type, columns) - columns
-    filled = np.pad(dense, ((0, 0), (0, missing))) if missing else dense
-    return Blocks(block_type, (rows, columns), blocks.quantize(block_type, filled))
+    rows, columns = leaf.shape
+    whole = padded_columns(block_type, columns)
+    data = np.empty((rows, blocks.row_bytes(block_type, whole)), dtype=np.uint8)
+    for start, stop in slices(leaf):
+        filled = np.zeros((stop - start, whole), dtype=np.float32)
+        filled[:, :columns] = leaf.rows(np.arange(start, stop))
+        data[start:stop] = blocks.quantize(block_type, filled)
+        leaf.release(start, stop)
+    return Blocks(block_type, (rows, columns), data)
 
 
 def slices(leaf: Leaf) -> Iterator[tuple[int, int]]:

@@ -6,22 +6,22 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from gemmary.chat.messages import FOLDED
 from gemmary.checkpoints import Checkpoint
 from gemmary.errors import GemmaryError
 from gemmary.tokenizer.pieces import STRUCTURE
+from gemmary.tune.image_rows import Codec
 from gemmary.tune.rows import Example, Form, Row, example_of, form_of
 from gemmary.tune.settings import Settings
 from gemmary.tune.sources import find_sources
-from gemmary.vision.masks import MaskCodec
+from gemmary.vision.codec import open_codec
 
 SPELLED = "a text spells a marker of Gemma's prompts, which is read as plain text: conversations are `messages` rows"
 
 
-MASK_CODEC = "mask_codec.npz"
-"""Beside the weights of a model that has its own."""
 _MARKERS = re.compile(f"{STRUCTURE.pattern}|<bos>|<eos>")
 
 
@@ -39,7 +39,7 @@ class Data:
 
 def load_data(settings: Settings, checkpoint: Checkpoint) -> Data:
     """Every row that the settings name, encoded. Raises GemmaryError with file, line and reason for a bad one."""
-    form = form_of(checkpoint, settings.chat_style, _codec(settings, checkpoint))
+    form = form_of(checkpoint, settings.chat_style, _codec(settings, checkpoint), settings.augment)
     sources = find_sources(settings.data, validation=settings.validation, test=settings.test, seed=settings.seed)
     told: Counter[str] = Counter()
     splits: dict[str, list[Example]] = {"valid": [], "test": []}
@@ -59,12 +59,17 @@ def load_data(settings: Settings, checkpoint: Checkpoint) -> Data:
 _PURPOSE = {"train": "train on", "valid": "validate on", "test": "test on"}
 
 
-def _codec(settings: Settings, checkpoint: Checkpoint) -> MaskCodec | None:
-    """That of the settings, or the one that came with the model."""
+def codec_file(settings: Settings, checkpoint: Checkpoint) -> Path | None:
+    """The codec of the settings, or the one that came with the model; None: PaliGemma's."""
     if settings.mask_codec is not None:
-        return MaskCodec.open(Path(settings.mask_codec).expanduser())
-    beside = checkpoint.path / MASK_CODEC
-    return MaskCodec.open(beside) if beside.is_file() else None
+        return Path(settings.mask_codec).expanduser()
+    return checkpoint.mask_codec_file
+
+
+def _codec(settings: Settings, checkpoint: Checkpoint) -> Codec:
+    """Opened, or fetched, when a mask first needs it."""
+    file = codec_file(settings, checkpoint)
+    return cache(lambda: open_codec(file))
 
 
 def _told_of(row: Row, form: Form) -> Iterator[str]:

@@ -8,10 +8,13 @@ before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
 
 Box = tuple[float, float, float, float]
+Codec = Callable[[], MaskCodec]
+"""Opens the codec, the first time that it is asked."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Thing:
     """Left, top, right, bottom in pixels."""
     codes: tuple[int, ...] = ()
     """16 codes of its mask, or none."""
+    mirrored: tuple[int, ...] = ()
+    """Those of the mask's mirror image, where they were asked for and there is a codec."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,13 @@ class ImageRow:
     pictures: tuple[Picture, ...]
     prefix: str
     suffix: str
-    """What is to be learnt; that of `things` where the row has them."""
+    """What is to be learnt; that of `things` where the row has them, empty where it has none."""
     things: tuple[Thing, ...] = ()
 
 
-def read_image_row(row: Mapping[str, Any], folder: Path, codec: MaskCodec | None) -> ImageRow:
-    """folder: what the row's paths are relative to. codec: makes codes of masks that are pictures.
+def read_image_row(row: Mapping[str, Any], folder: Path, codec: Codec | None, mirrors: bool = False) -> ImageRow:
+    """folder: what the row's paths are relative to. codec: makes codes of masks that are pictures. mirrors: of their
+    mirror images, too.
 
     Raises GemmaryError, without the row's place, for what is missing, malformed, or does not lie in the picture.
     """
@@ -63,9 +71,9 @@ def read_image_row(row: Mapping[str, Any], folder: Path, codec: MaskCodec | None
         return ImageRow(pictures, prefix, suffix)
     if len(pictures) != 1:
         raise GemmaryError("boxes need one picture that they lie in: give one image, or a suffix in place of objects")
-    if not isinstance(row["objects"], list) or not row["objects"]:
-        raise GemmaryError("objects is not a list of one or more objects")
-    things = tuple(_thing(each, pictures[0], folder, codec) for each in row["objects"])
+    if not isinstance(row["objects"], list):
+        raise GemmaryError(f"objects is a list of objects, empty where there are none, not {row['objects']!r}")
+    things = tuple(_thing(each, pictures[0], folder, codec, mirrors) for each in row["objects"])
     return ImageRow(pictures, prefix, suffix_of(things, pictures[0]), things)
 
 
@@ -108,14 +116,19 @@ def _text(row: Mapping[str, Any], key: str) -> str:
     return text
 
 
-def _thing(value: Any, picture: Picture, folder: Path, codec: MaskCodec | None) -> Thing:
+def _thing(value: Any, picture: Picture, folder: Path, codec: Codec | None, mirrors: bool) -> Thing:
     if not isinstance(value, Mapping) or not isinstance(value.get("label"), str):
         raise GemmaryError('an object is {"label": "…", "box": [left, top, right, bottom]}, and may have a "mask"')
     label = " ".join(value["label"].split())
     if not label or ";" in label or "<loc" in label or "<seg" in label:
         raise GemmaryError(f"an object's label is a text without ; and tokens, not {value['label']!r}")
     box = _box(value.get("box"), picture)
-    return Thing(label, box, _codes(value.get("mask"), box, picture, folder, codec))
+    codes, mask = _codes(value.get("mask"), box, picture, folder, codec)
+    mirrored: tuple[int, ...] = ()
+    if codes and codec is not None and mirrors:
+        mask = (codec().decode(codes) > 0).astype(np.float32) if mask is None else mask
+        mirrored = codec().encode(mask[:, ::-1])
+    return Thing(label, box, codes, mirrored)
 
 
 def _box(value: Any, picture: Picture) -> Box:
@@ -131,20 +144,22 @@ def _box(value: Any, picture: Picture) -> Box:
     return left, top, right, bottom
 
 
-def _codes(value: Any, box: Box, picture: Picture, folder: Path, codec: MaskCodec | None) -> tuple[int, ...]:
+def _codes(
+    value: Any, box: Box, picture: Picture, folder: Path, codec: Codec | None
+) -> tuple[tuple[int, ...], npt.NDArray[np.float32] | None]:
+    """The codes, and the mask in its box where it was a picture."""
     if value is None:
-        return ()
+        return (), None
     if isinstance(value, list):
         if len(value) != objects.CODES or not all(type(n) is int and 0 <= n < NUM_CODES for n in value):
             raise GemmaryError(f"a mask is the path of a picture, or {objects.CODES} codes from 0 to {NUM_CODES - 1}")
-        return tuple(value)
+        return tuple(value), None
     if not isinstance(value, str):
         raise GemmaryError(f"a mask is the path of a picture, or {objects.CODES} codes, not {type(value).__name__}")
     if codec is None:
         raise GemmaryError("a mask that is a picture needs a codec: name its .npz file with --mask-codec")
-    import numpy as np
-
     drawn = np.asarray(open_image(folder / value).convert("L")) > 127
     if drawn.shape != (picture.height, picture.width):
         raise GemmaryError(f"the mask {value} is not of its picture's size, {picture.width} x {picture.height} pixels")
-    return codec.encode(cut(drawn, box))
+    mask = cut(drawn, box)
+    return codec().encode(mask), mask

@@ -18,6 +18,7 @@ import torch
 from gemmary.checkpoints import Checkpoint, open_named
 from gemmary.errors import GemmaryError
 from gemmary.files import atomic_file, fsync_folder
+from gemmary.tune.augment import Augment
 from gemmary.tune.data import load_data
 from gemmary.tune.device import choose_device, choose_dtype, matmul_ceiling, memory_told, training_flops
 from gemmary.tune.fit import CHECKPOINTS, Fit
@@ -71,11 +72,14 @@ def _tune(
         "sequence_length": settings.sequence_length,
         "seed": settings.seed,
     }
-    batches = Batches(data.train, checkpoint.config, **sizes)
+    augment = Augment(checkpoint.tokenizer, settings.seed) if settings.augment else None
+    batches = Batches(data.train, checkpoint.config, **sizes, augment=augment)
     held_out = [
         Batches(rows, checkpoint.config, **sizes, shuffle=False) if rows else None for rows in (data.valid, data.test)
     ]
-    for notice in [*checkpoint.notices, *data.notices, *batches.notices]:
+    stands = checkpoint.config.vision is not None and not settings.trains_tower
+    still = ("the vision tower and its projection stand still",) if stands else ()
+    for notice in [*checkpoint.notices, *data.notices, *batches.notices, *still]:
         progress.note(notice)
     with claimed(out, settings.resume, progress, world), memory_told():
         settled = settle(settings, checkpoint, dtype, device)

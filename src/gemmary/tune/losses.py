@@ -49,16 +49,21 @@ class DenseTable:
         return self.weight[tokens].float()
 
 
-def cross_entropy(hidden: Tensor, table: Table | torch.nn.Parameter, targets: Tensor, softcap: float | None) -> Tensor:
+def cross_entropy(
+    hidden: Tensor,
+    table: Table | torch.nn.Parameter,
+    targets: Tensor,
+    softcap: float | None,
+    smoothing: float = 0.0,
+) -> Tensor:
     """Sum over R rows of -log p(target): a float32 scalar.
 
     hidden: [R, D], normalised. table: frozen, or the float32 parameter [V, D] that is trained too. targets: [R] ids.
     softcap: c of c * tanh(score / c), or None. Scores are float32 (products of values widened to it).
+    smoothing: s, to learn a target with probability 1 - s and every other token with s / (V - 1), as big_vision has it.
     """
-    if isinstance(table, torch.nn.Parameter):
-        loss: Tensor = _Trained.apply(hidden, table, targets, softcap)  # type: ignore[no-untyped-call]
-    else:
-        loss = _Frozen.apply(hidden, table, targets, softcap)  # type: ignore[no-untyped-call]
+    function = _Trained if isinstance(table, torch.nn.Parameter) else _Frozen
+    loss: Tensor = function.apply(hidden, table, targets, softcap, smoothing)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -66,9 +71,12 @@ class _Frozen(torch.autograd.Function):
     """The table stands still: one pass over it, for all rows."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, table: Table, targets: Tensor, cap: float | None) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, table: Table, targets: Tensor, cap: float | None, smoothing: float) -> Tensor:
         h_RD = hidden.float()
         V = table.shape[0]
+        other = smoothing / (V - 1)
+        flat_RD, total = torch.zeros_like(h_RD) if other else None, h_RD.new_zeros(())
+        """Sums over the vocabulary, of scores' gradients and of scores, which smoothing takes its share of."""
         peak_R = h_RD.new_full((len(h_RD), 1), -torch.inf)
         sum_R = torch.zeros_like(peak_R)
         mean_RD = torch.zeros_like(h_RD) if ctx.needs_input_grad[0] else None
@@ -81,6 +89,9 @@ class _Frozen(torch.autograd.Function):
                 z = scores[: len(rows) * len(tile_vD)].view(len(rows), len(tile_vD))
                 torch.mm(rows, tile_vD.t(), out=z)
                 slope = _bend(z, cap)
+                if flat_RD is not None:
+                    total += z.sum()
+                    flat_RD[part] += tile_vD.sum(0) if slope is None else slope @ tile_vD
                 peak = torch.maximum(peak_R[part], z.amax(dim=1, keepdim=True))
                 shrink = (peak_R[part] - peak).exp_()
                 peak_R[part] = peak
@@ -93,21 +104,27 @@ class _Frozen(torch.autograd.Function):
         wanted_R = (h_RD * wanted_RD).sum(dim=1, keepdim=True)
         slope = _bend(wanted_R, cap)
         if mean_RD is not None:
-            ctx.save_for_backward(mean_RD.div_(sum_R).sub_(wanted_RD if slope is None else wanted_RD.mul_(slope)))
+            grad_RD = mean_RD.div_(sum_R)
+            grad_RD.sub_(wanted_RD if slope is None else wanted_RD.mul_(slope), alpha=1 - smoothing - other)
+            ctx.save_for_backward(grad_RD if flat_RD is None else grad_RD.sub_(flat_RD, alpha=other))
             ctx.dtype = hidden.dtype
-        return (sum_R.log_() + peak_R - wanted_R).sum()
+        loss: Tensor = (sum_R.log_() + peak_R - (1 - smoothing - other) * wanted_R).sum() - other * total
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (grad_RD,) = ctx.saved_tensors
-        return (grad_RD * grad).to(ctx.dtype), None, None, None
+        return (grad_RD * grad).to(ctx.dtype), None, None, None, None
 
 
 class _Trained(torch.autograd.Function):
     """The table learns too: its gradient takes whole rows of scores, a bounded number at a time."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, cap: float | None, smoothing: float
+    ) -> Tensor:
+        other = smoothing / (len(table) - 1)
         h_RD, loss = hidden.float(), hidden.new_zeros((), dtype=torch.float32)
         grads = ctx.needs_input_grad[1]
         grad_RD, grad_VD = (torch.empty_like(h_RD), torch.zeros_like(table)) if grads else (None, None)
@@ -117,10 +134,14 @@ class _Trained(torch.autograd.Function):
             z_RV = h_RD[part] @ table.t()
             at = (torch.arange(len(z_RV), device=z_RV.device), targets[part])
             slope = _bend(z_RV, cap)
-            loss += torch.logsumexp(z_RV, dim=1).sum() - z_RV[at].sum()
+            loss += torch.logsumexp(z_RV, dim=1).sum() - (1 - smoothing - other) * z_RV[at].sum()
+            if other:
+                loss -= other * z_RV.sum()
             if grad_RD is not None and grad_VD is not None:
                 torch.softmax(z_RV, dim=1, out=z_RV)
-                z_RV[at] -= 1
+                if other:
+                    z_RV -= other
+                z_RV[at] -= 1 - smoothing - other
                 if slope is not None:
                     z_RV *= slope
                 torch.mm(z_RV, table, out=grad_RD[part])
@@ -133,7 +154,7 @@ class _Trained(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         grad_RD, grad_VD = ctx.saved_tensors
-        return (grad_RD * grad).to(ctx.dtype), grad_VD.mul_(grad), None, None
+        return (grad_RD * grad).to(ctx.dtype), grad_VD.mul_(grad), None, None, None
 
 
 def _bend(z: Tensor, cap: float | None) -> Tensor | None:

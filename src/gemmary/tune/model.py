@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -23,6 +24,7 @@ from gemmary.errors import GemmaryError
 from gemmary.model import decoder
 from gemmary.model.vision import Pictures
 from gemmary.quantize.leaves import FLOATS, Affine, Dense, Leaf
+from gemmary.tune.data import codec_file
 from gemmary.tune.lora import LoraLinear, attach
 from gemmary.tune.losses import DenseTable, Table, cross_entropy
 from gemmary.tune.packing import MicroBatch
@@ -80,7 +82,8 @@ class TuneModel(Model):
         few = len(batch.outputs) < FEW * len(batch.tokens) and not drops
         hidden = super().forward(ops, step, cache, hidden_only=True, outputs_only=few)
         scored = hidden if few else ops.take(hidden, step.outputs)
-        return cross_entropy(scored, self._table(), tensor(micro.targets), self.config.final_logit_softcap)
+        smoothing = self.settings.label_smoothing if self.training else 0.0
+        return cross_entropy(scored, self._table(), tensor(micro.targets), self.config.final_logit_softcap, smoothing)
 
     def _seen(self, ops: TorchOps, micro: MicroBatch) -> torch.Tensor:
         """What stands in the places for pictures [M, D]: one run of the tower, over each picture once."""
@@ -94,7 +97,7 @@ class TuneModel(Model):
         )
         with nullcontext() if self.trains_tower else torch.no_grad():
             tokens = self.see(ops, pictures, StepCache([None] * len(rows), rows))
-        if len(micro.shown) == len(rows):  # each stands in one place, and they come in the order of the places
+        if np.array_equal(micro.shown, np.arange(len(rows))):
             return tokens
         return tokens.view(len(rows), -1, tokens.shape[1])[torch.from_numpy(micro.shown).to(self.device)].flatten(0, 1)
 
@@ -163,6 +166,10 @@ class Trained:
         self.model, self.weights = model, weights
         self.config: Config = model.config
         self.name = model.checkpoint.name
+
+    @property
+    def mask_codec_file(self) -> Path | None:
+        return codec_file(self.model.settings, self.model.checkpoint)
 
     @property
     def tokenizer(self) -> Tokenizer | None:

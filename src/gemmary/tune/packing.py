@@ -19,6 +19,7 @@ import numpy.typing as npt
 from gemmary.batch import Batch, Chunk, Pixels
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
+from gemmary.tune.augment import Augment
 from gemmary.tune.pictures import Album, Picture
 from gemmary.tune.rows import Example
 
@@ -61,8 +62,10 @@ class Batches:
         sequence_length: int,
         seed: int,
         shuffle: bool = True,
+        augment: Augment | None = None,
     ) -> None:
         """batch_size: packs of a micro-batch. seed: 0 to 2**64 - 1. shuffle: False for the same order in every epoch.
+        augment: changes the pictures of documents in every epoch.
 
         Raises GemmaryError where a row whose answer depends on all of it is longer than `sequence_length`; one that is
         scored throughout is cut into documents of that length. Or where the model's context is shorter.
@@ -80,6 +83,7 @@ class Batches:
         self.sequence_length = sequence_length
         self._seed = seed
         self._shuffle = shuffle
+        self._augment = augment
         self._album = Album(config.vision.image_size) if config.vision is not None else None
         self._planned: tuple[int, list[list[int]]] = (-1, [])
 
@@ -96,8 +100,12 @@ class Batches:
         fewer packs than processes, some get what another has, so that all compute something."""
         packs = self.packs(epoch)[index * self._batch_size : (index + 1) * self._batch_size]
         mine = packs[rank::size] or packs[:1]
-        documents = [self.documents[i] for pack in mine for i in pack]
+        documents = [self._document(i, epoch) for pack in mine for i in pack]
         return micro_batch(self.config, documents, self._album), rank < len(packs)
+
+    def _document(self, index: int, epoch: int) -> Example:
+        document = self.documents[index]
+        return document if self._augment is None else self._augment.changed(document, epoch, index)
 
     def packs(self, epoch: int) -> list[list[int]]:
         """The documents of each pack of an epoch, as indices into `documents`; each document once."""

@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from gemmary.batch import Pixels
 from gemmary.vision.preprocess import as_bytes, as_pixels, open_image, pixels, size_of
+
+if TYPE_CHECKING:
+    from gemmary.tune.augment import Change
 
 KEPT_BYTES = 1 << 30
 """Of decoded pictures: 21,845 of 128 x 128, 7,132 of 224 x 224."""
@@ -34,6 +38,8 @@ class Picture:
     """In pixels, upright."""
     stored_bytes: int
     """Of the file: a resumed run compares them."""
+    change: Change | None = None
+    """What is done to it before the tower sees it."""
 
 
 @lru_cache(maxsize=1 << 16)
@@ -55,13 +61,16 @@ class Album:
 
     def pixels(self, pictures: Sequence[Picture]) -> Pixels:
         """[pictures, size, size, 3] in [-1, 1]. Raises GemmaryError for one that cannot be decoded."""
-        return as_pixels(np.stack([self._square(picture.path) for picture in pictures]))
+        return as_pixels(np.stack([self._square(picture) for picture in pictures]))
 
-    def _square(self, path: Path) -> Square:
-        square = self._kept.pop(path, None)
+    def _square(self, picture: Picture) -> Square:
+        if picture.change is not None:
+            changed = picture.change.applied(open_image(picture.path))
+            return as_bytes(pixels(changed, self.size))
+        square = self._kept.pop(picture.path, None)
         if square is None:
-            square = as_bytes(pixels(open_image(path), self.size))
+            square = as_bytes(pixels(open_image(picture.path), self.size))
             if len(self._kept) >= self._room:
                 self._kept.popitem(last=False)
-        self._kept[path] = square
+        self._kept[picture.path] = square
         return square

@@ -109,6 +109,7 @@ class PretrainSettings(Options):
     batch_size: int = like_tune("batch_size")
     sequence_length: int = like_tune("sequence_length", default=256)
     accumulation: int = like_tune("accumulation")
+    augment: bool = like_tune("augment")
     mask_codec: str | None = like_tune("mask_codec")
     learning_rate: float = like_tune("learning_rate", default=3e-3)
     """A hundred times that of tuning: there is nothing yet to be kept, and small models bear (and need) more."""
@@ -116,6 +117,7 @@ class PretrainSettings(Options):
     warmup_steps: int = like_tune("warmup_steps", default=100)
     weight_decay: float = like_tune("weight_decay", default=0.1)
     """As in most recipes for models from scratch since GPT-3's."""
+    label_smoothing: float = like_tune("label_smoothing")
     clip: float = like_tune("clip")
     optimizer: str = like_tune("optimizer")
     seed: int = like_tune("seed")

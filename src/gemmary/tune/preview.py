@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
 
 from gemmary.checkpoints import Checkpoint
@@ -16,6 +18,8 @@ from gemmary.tune.settings import Settings
 if TYPE_CHECKING:
     from rich.text import Text
 
+PLACE = "<image>"
+"""How a place for a picture's token is shown."""
 LEGEND = ("between « and », and counted by the loss", "in bold green, and counted by the loss")
 
 
@@ -46,6 +50,7 @@ class Preview:
         for each in self.documents:
             scored = int(each.scored.sum())
             title = f"── {printable(each.source)} · {len(each.tokens):,} tokens, {scored:,} scored"
+            title += "".join(f" · {printable(str(p.path))}, {p.width} x {p.height} pixels" for p in each.pictures)
             console.print(Text(title, style="bold" if coloured else ""))
             console.print(self._coloured(each) if coloured else Text(self._marked(each)))
         for line in self._summary(coloured):
@@ -56,9 +61,10 @@ class Preview:
         return {
             "source": example.source,
             "tokens": example.tokens.tolist(),
-            "pieces": [self.tokenizer.piece(i) for i in example.tokens.tolist()],
+            "pieces": [self._piece(i) for i in example.tokens.tolist()],
             "scored": example.scored.tolist(),
             "visible": {kind: spans.tolist() for kind, spans in batch.visible.items()},
+            "pictures": [str(picture.path) for picture in example.pictures],
         }
 
     def _packing(self) -> dict[str, int]:
@@ -75,9 +81,9 @@ class Preview:
     def _marked(self, example: Example) -> str:
         """Tokens with | between them, runs of scored ones between « and »."""
         shown, before = "", False
-        for index, (token, scored) in enumerate(zip(example.tokens.tolist(), example.scored.tolist(), strict=True)):
-            border = {(False, True): "«", (True, False): "»"}.get((before, scored), "|" if index else "")
-            shown += border + self._spelled(token)
+        for _, scored, text in self._spelled(example):
+            border = {(False, True): "«", (True, False): "»"}.get((before, scored), "|" if shown else "")
+            shown += border + text
             before = scored
         return shown + "»" * before
 
@@ -86,25 +92,45 @@ class Preview:
         from rich.text import Text
 
         shown = Text()
-        for index, (token, scored) in enumerate(zip(example.tokens.tolist(), example.scored.tolist(), strict=True)):
+        for index, (token, scored, text) in enumerate(self._spelled(example)):
             shades = ("bold green", "bold bright_green") if scored else ("bright_black", "white")
-            control = not self.tokenizer.token_bytes(token) or token in (self.tokenizer.turn_ids or ())
-            shown.append(self._spelled(token), style=shades[index % 2] + " underline" * control)
+            shown.append(text, style=shades[index % 2] + " underline" * self._is_control(token))
         return shown
 
-    def _spelled(self, token: int) -> str:
-        return printable(self.tokenizer.piece(token).replace(SPACE, " "))
+    def _spelled(self, example: Example) -> Iterator[tuple[int, bool, str]]:
+        """Tokens, whether they are scored, and how they are shown: a picture's places as one."""
+        pairs = zip(example.tokens.tolist(), example.scored.tolist(), strict=True)
+        for (token, scored), run in groupby(pairs):
+            count = len(list(run))
+            if self._is_place(token):
+                yield token, scored, f"{PLACE} x {count:,}"
+                continue
+            yield from [(token, scored, printable(self.tokenizer.piece(token).replace(SPACE, " ")))] * count
+
+    def _piece(self, token: int) -> str:
+        return PLACE if self._is_place(token) else self.tokenizer.piece(token)
+
+    def _is_place(self, token: int) -> bool:
+        return self.batches.config.vision is not None and token == self.batches.config.image_token_id
+
+    def _is_control(self, token: int) -> bool:
+        if self._is_place(token):
+            return True
+        return not self.tokenizer.token_bytes(token) or token in (self.tokenizer.turn_ids or ())
 
     def _summary(self, coloured: bool) -> list[str]:
         packing = self._packing()
         full = 100 * packing["tokens"] / (packing["packs"] * packing["sequence_length"])
         window = self.batches.config.sliding_window
         local = f", {window:,} tokens back at most in local layers" if window else ""
+        mask = f"a token sees itself and what precedes it in its own document{local}"
+        if self.batches.config.prefix_lm:
+            mask = "pictures and prefix see each other; a token of the suffix sees them, itself and what precedes it"
         return [
             f"── documents: {packing['documents']:,} · packs of at most {packing['sequence_length']:,} tokens: "
             f"{packing['packs']:,}, {full:.0f} % full · batches in an epoch: {packing['micro_batches']:,}",
             f"scored: {packing['scored']:,} tokens, {LEGEND[coloured]}",
-            f"mask: a token sees itself and what precedes it in its own document{local}",
+            f"mask: {mask}",
         ]
 
 

@@ -21,9 +21,8 @@ from gemmary.checkpoints import Checkpoint
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
 from gemmary.tokenizer import Tokenizer
-from gemmary.tune.image_rows import ImageRow, read_image_row, spans_of
+from gemmary.tune.image_rows import Codec, ImageRow, read_image_row, spans_of
 from gemmary.tune.pictures import Picture
-from gemmary.vision.masks import MaskCodec
 
 Row = Mapping[str, Any]
 Spans = Iterable[tuple[list[int], bool]]
@@ -61,18 +60,22 @@ class Form:
     """Whether `prompt` and `completion` are text as it stands, as a pretrained model is asked, or else turns."""
     sees: Config | None = None
     """The model's, where it sees pictures: its rows have them."""
-    codec: MaskCodec | None = None
+    codec: Codec | None = None
     """What makes codes of masks."""
+    mirrors: bool = False
+    """Pictures may be mirrored: codes of masks are made of their mirror images, too."""
 
 
-def form_of(checkpoint: Checkpoint, chat_style: str = "auto", codec: MaskCodec | None = None) -> Form:
+def form_of(
+    checkpoint: Checkpoint, chat_style: str = "auto", codec: Codec | None = None, mirrors: bool = False
+) -> Form:
     """How rows are put before a checkpoint: as `gemmary run` and `gemmary chat` put prompts before it.
 
     chat_style: "gemma1", "gemma3" or "raw" instead. A conversation has no raw form: its template is the model's then.
-    codec: makes codes of masks.
+    codec, mirrors: as in `Form`.
     """
     if checkpoint.config.vision is not None:
-        return Form("gemma1", is_raw=True, sees=checkpoint.config, codec=codec)
+        return Form("gemma1", is_raw=True, sees=checkpoint.config, codec=codec, mirrors=mirrors)
     own = style_of(checkpoint.config.family, checkpoint.chat_template)
     if chat_style == "auto":
         return Form(own, is_raw=not checkpoint.instruction_tuned)
@@ -180,7 +183,7 @@ IMAGE_KINDS: tuple[tuple[str, ...], ...] = (("image", "prefix", "suffix"), ("ima
 def _seen(row: Row, tokenizer: Tokenizer, form: Form, source: str, folder: Path) -> Example:
     if form.sees is None:
         raise GemmaryError("the model sees no pictures: rows with an image are for one that does, such as PaliGemma")
-    image_row = read_image_row(row, folder, form.codec)
+    image_row = read_image_row(row, folder, form.codec, form.mirrors)
     return _example(spans_of(image_row, tokenizer, form.sees), source, image_row)
 
 

@@ -88,6 +88,10 @@ class Settings(Options):
     """Enough for Adam's second moments to mean something; a short run still spends most of its steps at full rate."""
     weight_decay: float = option(number(0), "AdamW's decoupled weight decay", default=0.0, metavar="X")
     """None: a few passes over small data end long before it would matter, and an adapter starts at zero anyway."""
+    label_smoothing: float = option(
+        number(0, 1, below=True), "learn so much of every other token in place of the target", default=0.0, metavar="X"
+    )
+    """PaliGemma's transfers to small or noisy data took 0.1 to 0.3. Validation and test are measured without."""
     clip: float = option(number(0), "the gradient's largest norm; 0: any", default=1.0, metavar="NORM")
     optimizer: str = choice("adamw", "adafactor", default="adamw", help="the second has factored, small state")
 
@@ -116,9 +120,12 @@ class Settings(Options):
         "train the vision tower and its projection, too (default: with --method full; an adapter has none)",
         default=None,
     )
+    augment: bool = option(
+        switch, "change pictures a little in every epoch: window, mirror image, colours; boxes with them", default=False
+    )
     mask_codec: str | None = option(
         text,
-        "an .npz file that makes codes of the masks of image rows (default: mask_codec.npz beside the model, if there)",
+        "an .npz file that makes codes of the masks of image rows (default: the model's, or PaliGemma's)",
         default=None,
         metavar="PATH",
     )

@@ -9,8 +9,6 @@ from gemmary.checkpoints.starter import cache_folder
 from gemmary.errors import GemmaryError
 from gemmary.vision.masks import MaskCodec
 
-BESIDE = "mask_codec.npz"
-"""Of a model that was trained with a codec of its own."""
 FILE = "vae-oid.npz"
 URL = f"https://storage.googleapis.com/big_vision/paligemma/{FILE}"
 """Where big_vision publishes it (its `evaluators/proj/paligemma/transfers/segmentation.py`)."""
@@ -19,14 +17,13 @@ SHA256 = "5586010257b8536dddefab65e7755077f21d5672d5674dacf911f73ae95a4447"
 SIZE = 8_479_556
 
 
-def open_codec(weights: Path) -> MaskCodec:
-    """weights: the folder or file of the model. Fetched on first use into Gemmary's cache.
+def open_codec(own: Path | None) -> MaskCodec:
+    """own: the model's; None: PaliGemma's, fetched on first use into Gemmary's cache.
 
     Raises GemmaryError where the file is neither here nor to be had, or is no codec.
     """
-    beside = (weights if weights.is_dir() else weights.parent) / BESIDE
-    if beside.is_file():
-        return MaskCodec.open(beside)
+    if own is not None:
+        return MaskCodec.open(own)
     path = cache_folder() / FILE
     if not path.is_file():
         try:

@@ -51,7 +51,9 @@ def open_image(source: Any) -> Image:
                 opened = Path(source)
             else:
                 raise GemmaryError(f"a picture is a path, bytes, a PIL image or an array, not {type(source).__name__}")
-            image = Image.open(opened, formats=FORMATS)
+            with Image.open(opened, formats=FORMATS) as image:
+                _check_size(image, called)
+                return _rgb(ImageOps.exif_transpose(image))
         _check_size(image, called)
         return _rgb(ImageOps.exif_transpose(image))
 
@@ -62,7 +64,9 @@ def size_of(path: Path) -> tuple[int, int]:
 
     with _one_line(str(path)), Image.open(path, formats=FORMATS) as image:
         _check_size(image, str(path))
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        # Pillow decodes all of a PNG to find its EXIF data, which may stand behind the pixels and nearly never exist.
+        exif = image.getexif() if image.format != "PNG" or b"eXIf" in path.read_bytes() else {}
+        turned = exif.get(ExifTags.Base.Orientation, 1) >= 5
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
