@@ -46,7 +46,8 @@ FLAGS = {
     "embed": "MODEL --engine --threads --dtype --quant --kv-dtype TEXT --prompt --title --dimensions",
     "convert": "SRC DST --format --dtype --image-size",
     "tune": f"-c MODEL DATA --out --method {LENGTHS} "
-    f"{TRAINING.format(pictures='', adapter=ADAPTER, parallel='--tensor-parallel ', rows='--validation --test ')} --chat-style --json --preview",
+    + TRAINING.format(pictures="", adapter=ADAPTER, parallel="--tensor-parallel ", rows="--validation --test ")
+    + " --chat-style --json --preview",
     "pretrain": f"CONFIG --out --text --data --held-out --validation {SHAPE} --vision {LENGTHS} "
     f"{TRAINING.format(pictures='--augment --mask-codec ', adapter='', parallel='', rows='')} --json",
     "merge": "MODEL ADAPTER --out --format --quant --dtype --threads",
