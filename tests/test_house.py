@@ -193,7 +193,19 @@ def test_the_base_install_needs_no_framework() -> None:
     heavy = ("gemmary.engines.torch", "gemmary.engines.native", "gemmary.engines.trace", "gemmary.__main__")
     heavy += tuple(
         f"gemmary.tune.{name}"
-        for name in ("device", "fit", "loop", "lora", "losses", "model", "optim", "parallel", "room", "state")
+        for name in (
+            "device",
+            "fit",
+            "loop",
+            "lora",
+            "losses",
+            "model",
+            "optim",
+            "parallel",
+            "room",
+            "state",
+            "tensor_parallel",
+        )
     )
     wanted = sorted(name.removesuffix(".__init__") for name in names if not name.startswith(heavy))
     assert {"gemmary.cli", "gemmary.api", "gemmary.generate.scheduler", "gemmary.checkpoints.gguf"} <= set(wanted)
