@@ -43,7 +43,22 @@ def test_the_public_names_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("function", "parameters"),
     [
-        ("load", ["name", "engine", "threads", "dtype", "quant", "kv_dtype", "context", "draft", "adapter", "isa"]),
+        (
+            "load",
+            [
+                "name",
+                "engine",
+                "threads",
+                "dtype",
+                "quant",
+                "kv_dtype",
+                "context",
+                "draft",
+                "adapter",
+                "isa",
+                "conventions",
+            ],
+        ),
         ("save", ["model", "path", "format", "dtype", "shard_bytes"]),
         ("Model.generate", ["self", "prompt", "image", "adapter", "options"]),
         ("Model.stream", ["self", "prompt", "image", "adapter", "options"]),

@@ -114,7 +114,8 @@ def _spans(config: Config, chunk: Chunk, window: int | None) -> Int32:
         whole = [max(prefix, last) for last in _pictures_ends(config, chunk)]
     elif not prefix:
         return _causal(1 << (end - 1).bit_length(), window)[chunk.start : end]
-    pairs = [visible(chunk.start + i, each, window, two_sided) for i, each in enumerate(whole)]
+    places = enumerate(whole, start=chunk.start)
+    pairs = [visible(i, each, window, two_sided, in_prefix=i < chunk.prefix) for i, each in places]
     return np.array(pairs, dtype=np.int32).reshape(-1, 2)
 
 

@@ -39,6 +39,8 @@ class Checkpoint:
     load_chat_template: Callable[[], str | None]
     notices: list[str] = field(default_factory=list)
     """What a user should be told: parts that were set aside, numbers that were reinterpreted. One line each."""
+    stored_config: Config | None = None
+    """What the file says word by word, where `config` is not that (PaliGemma 2: `config_json.py`)."""
     made_bytes: int = 0
     """Bytes of weights that lie in no file."""
     tower_path: Path | None = None

@@ -139,23 +139,26 @@ def _paligemma(data: dict[str, Any], notices: list[str]) -> Config:
 
     (Spec 3.7. The cap moves no greedy token.)
     """
+    stored = paligemma_as_stored(data, notices)
+    if "local" in stored.layer_types or stored.final_logit_softcap:
+        notices.append(
+            "config.json's sliding window and cap of the logits are Gemma 2's: PaliGemma 2 runs without, unless "
+            'loaded with conventions="transformers"'
+        )
+    layers = periodic(1, stored.num_layers)
+    return replace(stored, layer_types=layers, sliding_window=None, final_logit_softcap=None)
+
+
+def paligemma_as_stored(data: dict[str, Any], notices: list[str]) -> Config:
+    """The same with the window and the cap of the logits that the file has, which transformers 5 heeds."""
     text, seen = data.get("text_config"), data.get("vision_config")
     if not isinstance(text, dict) or not isinstance(seen, dict) or text.get("model_type") not in _PALIGEMMA:
         raise GemmaryError("config.json: text_config (gemma or gemma2) or vision_config is missing")
     rows = text.get("vocab_size") or 257_216
     decoder = read_config({**text, "vocab_size": rows, "use_bidirectional_attention": None}, notices)
     _check_place(data, decoder)
-    if "local" in decoder.layer_types or decoder.final_logit_softcap:
-        notices.append("config.json's sliding window and cap of the logits are Gemma 2's: PaliGemma 2 runs without")
-    return replace(
-        decoder,
-        family=_PALIGEMMA[text["model_type"]],
-        layer_types=periodic(1, decoder.num_layers),
-        sliding_window=None,
-        final_logit_softcap=None,
-        vision=_tower(seen, 224),
-        prefix_lm=True,
-    )
+    family = _PALIGEMMA[text["model_type"]]
+    return replace(decoder, family=family, vision=_tower(seen, 224), prefix_lm=True)
 
 
 def _check_place(data: dict[str, Any], decoder: Config) -> None:

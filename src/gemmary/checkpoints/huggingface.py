@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gemmary.checkpoints.checkpoint import Checkpoint
-from gemmary.checkpoints.config_json import read_config
+from gemmary.checkpoints.config_json import paligemma_as_stored, read_config
 from gemmary.checkpoints.json_files import read_json
 from gemmary.checkpoints.pooling import open_pooling
 from gemmary.checkpoints.safetensors import DTYPES, Entry, SafetensorsFile, show
@@ -75,6 +75,7 @@ def open_folder(path: Path, name: str | None = None) -> Checkpoint:
     return Checkpoint(
         path, "safetensors", config, name or path.resolve().name, found, partial(open_tokenizer, path),
         partial(read_chat_template, path), notices,
+        stored_config=paligemma_as_stored(data, []) if config.prefix_lm else None,
     )  # fmt: skip
 
 
