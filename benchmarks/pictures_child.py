@@ -119,11 +119,10 @@ class Transformers:
 
         self.length += 1
         with torch.inference_mode():
-            out = self.model.language_model(
+            out = self.model(
                 input_ids=torch.tensor([[token]]), past_key_values=self.cache, use_cache=True,
                 attention_mask=torch.ones(1, self.length, dtype=torch.long),
             )  # fmt: skip
-            self.model.lm_head(out.last_hidden_state)
         self.cache = out.past_key_values
 
     def _pixels(self, pixels: Any) -> Any:

@@ -23,10 +23,11 @@ import numpy.typing as npt
 
 WORDS, DECODED = 16, 8
 BOUNDS = {
-    "bfloat16": {"picture_rms": 1e-4, "logits_rms": 1e-4, "kl": 1e-6},
+    "bfloat16": {"picture_rms": 1e-4, "logits_rms": 1e-3, "kl": 1e-6},
     "int4": {"picture_rms": 0.03, "logits_rms": 0.05, "kl": 0.02},
 }
-"""What is left: in bfloat16 the order of float32 sums, in int4 activations of 8 bits in every product."""
+"""What is left: in bfloat16 the order of float32 sums and keys and values in bfloat16, in int4 activations of 8 bits in
+every product."""
 
 Float32 = npt.NDArray[np.float32]
 

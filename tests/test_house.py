@@ -95,7 +95,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"_core", "config", "errors", "files", "memory", "quantize", "tokenizer", "zoo"},
     "engines": {"_core", "batch", "checkpoints.tensors", "config", "errors", "memory", "model", "ops", "quantize"},
     "generate": {"batch", "config", "engines", "errors", "memory"},
-    "vision": {"checkpoints", "config", "errors", "files", "generate", "tokenizer"},
+    "vision": {"chat", "checkpoints", "config", "errors", "files", "generate", "tokenizer"},
 }
 """For each room, the modules (with what is below them) that it may import besides itself."""
 TOOLS = {"adapters", "bench", "cli", "drafting", "embedding", "scores", "seeing", "serve", "taps", "tune", "verify"}
@@ -193,7 +193,19 @@ def test_the_base_install_needs_no_framework() -> None:
     heavy = ("gemmary.engines.torch", "gemmary.engines.native", "gemmary.engines.trace", "gemmary.__main__")
     heavy += tuple(
         f"gemmary.tune.{name}"
-        for name in ("device", "fit", "loop", "lora", "losses", "model", "optim", "parallel", "room", "state")
+        for name in (
+            "device",
+            "fit",
+            "loop",
+            "lora",
+            "losses",
+            "model",
+            "optim",
+            "parallel",
+            "room",
+            "state",
+            "tensor_parallel",
+        )
     )
     wanted = sorted(name.removesuffix(".__init__") for name in names if not name.startswith(heavy))
     assert {"gemmary.cli", "gemmary.api", "gemmary.generate.scheduler", "gemmary.checkpoints.gguf"} <= set(wanted)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gemmary import zoo
@@ -70,6 +72,12 @@ PALIGEMMA = {
 }
 SEEING = [f"{name}-pt-{side}" for name in PALIGEMMA for side in (224, 448, 896)]
 SEEING += [f"{name}-mix-{side}" for name in PALIGEMMA for side in (224, 448)]
+# Gemma 3 from 4B on (spec 1.3): the tower, its projection and the text's vocabulary of 262,144.
+GEMMA_3_SEEING = {
+    "gemma-3-4b-pt": 4_299_915_632,
+    "gemma-3-12b-pt": 12_187_079_280,
+    "gemma-3-27b-pt": 27_432_062_576,
+}
 EMBEDDING_SCALES = {
     640: 25.25, 768: 27.75, 1152: 34.0, 2048: 45.25, 2304: 48.0, 3072: 55.5,
     2560: 50.5, 3584: 59.75, 3840: 62.0, 4608: 68.0, 5376: 73.5,
@@ -95,7 +103,7 @@ def test_counts_to_the_last_digit(name: str) -> None:
         c.embedding_parameters,
         c.parameters - c.embedding_parameters,
         c.parameters,
-        c.weight_bytes(),
+        replace(c, vision=None).weight_bytes(),
         c.kv_bytes_per_token(),
         c.layer_parameters,
     )
@@ -153,6 +161,15 @@ def test_what_sees(name: str) -> None:
     assert c.attn_logit_softcap == config(decoder).attn_logit_softcap
     assert c.layer_parameters == config(decoder).layer_parameters
     assert zoo.get(name).tuning == ("mix" if "-mix-" in name else "pretrained")
+
+
+@pytest.mark.parametrize("name", GEMMA_3_SEEING)
+def test_what_sees_among_text(name: str) -> None:
+    c = config(name)
+    assert c.vision is not None
+    assert (c.vision.num_patches, c.vision.num_tokens, c.vision.parameters) == (4096, 256, 416_866_032)
+    assert c.total_parameters == GEMMA_3_SEEING[name]
+    assert (c.image_token_id, c.picture_blocks, c.prefix_lm) == (262_144, True, False)
 
 
 def test_every_released_checkpoint_has_a_row_and_no_other() -> None:

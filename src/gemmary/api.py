@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ __all__ = ["GemmaryWarning", "Model", "load", "random_model", "save"]
 DTYPES = ("float32", "bfloat16")
 QUANT = {"int8": "Q8_0", "int4": "Q4_0"}
 """Block types of `quant=`: groups of 32 weights with one float16 scale."""
+CONVENTIONS = ("big_vision", "transformers")
 _BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.5, "int4": 4.5}
 
 
@@ -46,6 +48,7 @@ def load(
     draft: str | Path | Model | None = None,
     adapter: str | Path | Mapping[str, str | Path] | None = None,
     isa: str | None = None,
+    conventions: str = "big_vision",
 ) -> Model:
     """Opens a checkpoint and builds an engine for it.
 
@@ -59,12 +62,14 @@ def load(
     tokenizer that guesses tokens for this one to check, which changes how soon text comes and never what it is; a name
     (loaded with the same options) or a loaded model. adapter: a folder of a LoRA adapter in PEFT's format, which is
     called as the folder is, or several by name, of which each request chooses one (`Model.adapters`). isa: "scalar",
-    "avx2", "avx512" or "neon" for the native engine's kernels, with the same results; None = the best.
+    "avx2", "avx512" or "neon" for the native engine's kernels, with the same results; None = the best. conventions, of
+    a PaliGemma 2 in a Hugging Face folder: "big_vision" runs it as it was trained, without the sliding window and the
+    cap of the logits that its config.json has from Gemma 2; "transformers" with them, as transformers 5 does.
 
     Raises GemmaryError where something is wrong, missing, or foreseeably larger than the memory.
     """
     _check_options(engine, threads, dtype, quant, kv_dtype)
-    checkpoint = open_named(name)
+    checkpoint = as_run_by(open_named(name), conventions)
     options: dict[str, Any] = {"threads": threads, "dtype": dtype, "kv_dtype": kv_dtype, "isa": isa}
     if draft is not None and not isinstance(draft, Model):
         draft = load(draft, engine=engine, quant=quant, **options)
@@ -98,6 +103,18 @@ def random_model(
     checkpoint = open_random(RANDOM + name + (f":{quant}" if quant else ""), seed=seed)
     options: dict[str, Any] = {"threads": threads, "dtype": dtype, "kv_dtype": kv_dtype, "isa": isa}
     return _loaded(checkpoint, engine, None, context, None, options)
+
+
+def as_run_by(checkpoint: Checkpoint, conventions: str) -> Checkpoint:
+    """The checkpoint under the conventions of `CONVENTIONS`."""
+    if conventions not in CONVENTIONS:
+        raise GemmaryError(f"conventions must be {' or '.join(CONVENTIONS)}, not {conventions!r}")
+    if conventions == "big_vision" or checkpoint.config.family == "paligemma":  # the first generation has neither
+        return checkpoint
+    if checkpoint.stored_config is None:
+        raise GemmaryError(f"{checkpoint.name} has no conventions to choose from: PaliGemma 2 in a folder has")
+    notices = [notice for notice in checkpoint.notices if "conventions=" not in notice]
+    return replace(checkpoint, config=checkpoint.stored_config, notices=notices)
 
 
 def _loaded(

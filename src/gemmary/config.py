@@ -30,12 +30,18 @@ class VisionConfig:
     intermediate_size: int = 4304
     patch_size: int = 14
     layer_norm_eps: float = 1e-6
+    pool: int = 1
+    """The mean of so many patches a side becomes one token of the decoder."""
+    soft_norm: bool = False
+    """The tokens are normalised before their projection to the decoder, which has no bias then (Gemma 3)."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
             raise ValueError(f"the tower's width {self.hidden_size} does not divide into {self.num_heads} heads")
         if self.image_size % self.patch_size:
             raise ValueError(f"pictures of {self.image_size} pixels do not divide into patches of {self.patch_size}")
+        if self.side % self.pool:
+            raise ValueError(f"{self.side} patches a side do not divide into groups of {self.pool}")
 
     @property
     def side(self) -> int:
@@ -44,8 +50,12 @@ class VisionConfig:
 
     @property
     def num_patches(self) -> int:
-        """Of a picture; each becomes a token of the decoder."""
         return self.side**2
+
+    @property
+    def num_tokens(self) -> int:
+        """What the decoder gets of a picture."""
+        return (self.side // self.pool) ** 2
 
     @property
     def patch_values(self) -> int:
@@ -139,8 +149,13 @@ class Config:
 
     @property
     def image_token_id(self) -> int:
-        """The placeholder of a picture's token: the first id that is no row of the table (PaliGemma, spec 2.8)."""
+        """The placeholder of a picture's token: the first id that is no row of the table (spec 2.3, 2.8)."""
         return self.vocab_size
+
+    @property
+    def picture_blocks(self) -> bool:
+        """Tokens of a picture see each other, all else is causal (Gemma 3)."""
+        return self.vision is not None and not self.prefix_lm
 
     @property
     def kinds(self) -> tuple[LayerType, ...]:
@@ -183,7 +198,10 @@ class Config:
         """The tower and its projection to the decoder; 0 where the model sees no pictures."""
         if self.vision is None:
             return 0
-        return self.vision.parameters + (self.vision.hidden_size + 1) * self.hidden_size
+        width = self.vision.hidden_size
+        return (
+            self.vision.parameters + width * self.hidden_size + (width if self.vision.soft_norm else self.hidden_size)
+        )
 
     @property
     def total_parameters(self) -> int:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from gemmary import scores, zoo
 from gemmary.adapters import ONLY, Asked, Choice, number_of
 from gemmary.chat import Message, Prompt, encode_chat, fill_in_the_middle, looks_like_gemma, style_of
+from gemmary.chat.pictures import BEGIN, picture_ids
 from gemmary.checkpoints import Checkpoint
 from gemmary.checkpoints.peft import Adapter, AdapterConfig
 from gemmary.config import Config
@@ -160,13 +161,13 @@ class Model(Seeing):
 
     @overload
     def generate(
-        self, prompt: str | Ids = "", *, image: Any, adapter: Asked = ONLY, **options: Unpack[PictureOptions]
+        self, prompt: str | Ids | Prompt = "", *, image: Any, adapter: Asked = ONLY, **options: Unpack[PictureOptions]
     ) -> PictureCompletion: ...
 
     @overload
     def generate(
         self,
-        prompt: list[str] | list[Ids] | list[list[int]],
+        prompt: list[str] | list[Ids] | list[list[int]] | list[Prompt],
         *,
         image: Any,
         adapter: Asked | Sequence[str | None] = ONLY,
@@ -230,28 +231,42 @@ class Model(Seeing):
         self,
         messages: str | Sequence[Message],
         *,
+        image: Any = None,
         adapter: Asked = ONLY,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[PictureOptions],
     ) -> Completion:
         """The model's answer to a conversation: {"role": "system" | "user" | "assistant", "content": "…"} each, or one
-        text that the user says. Anything to be told is in `.notices`, and a GemmaryWarning."""
-        completion = self.generate(self.chat_prompt(messages), adapter=adapter, **options)
+        text that the user says. Anything to be told is in `.notices`, and a GemmaryWarning.
+
+        image: as in `generate`, for a model that sees and chats (Gemma 3): for each item {"type": "image"} of the
+        contents a picture, in their order; before a text that the user says, all of them.
+        """
+        pictures = 0 if image is None else len(image) if isinstance(image, list | tuple) else 1
+        prompt = self.chat_prompt(messages, pictures)
+        completion = self.generate(prompt, image=image, adapter=adapter, **options)
         warn(completion.notices)
         return completion
 
-    def chat_prompt(self, messages: str | Sequence[Message]) -> Prompt:
-        """The conversation as ids, for `generate` or `stream`; what should be known about it is in its `.notices`."""
+    def chat_prompt(self, messages: str | Sequence[Message], pictures: int = 0) -> Prompt:
+        """The conversation as ids, for `generate` or `stream`; what should be known about it is in its `.notices`.
+
+        pictures: how many stand before a text that the user says.
+        """
         if self.config.prefix_lm:
             raise GemmaryError(f"{self.name} does not chat: ask it about a picture, with `generate` and its `image`")
         if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
+            items = [*[{"type": "image"}] * pictures, {"type": "text", "text": messages}]
+            messages = [{"role": "user", "content": items if pictures else messages}]
         style = style_of(self.config.family, self.chat_template)
         notices = []
         if self.chat_template is not None and looks_like_gemma(self.chat_template) is None:
             notices.append(f"the checkpoint's own chat template is not one of Gemma's: {style}'s is used instead")
         if not self.instruction_tuned:
             notices.append(f"{self.name} is not instruction-tuned: expect it to go on writing rather than to answer")
-        prompt = encode_chat(self.tokenizer, messages, style)
+        vision, picture = self.config.vision, list[int]()
+        if vision is not None and self.tokenizer.find(BEGIN) is not None:
+            picture = picture_ids(self.tokenizer, self.config.image_token_id, vision.num_tokens)
+        prompt = encode_chat(self.tokenizer, messages, style, picture=picture)
         return Prompt(prompt.ids, prompt.stop_ids, (*notices, *prompt.notices))
 
     def fill_in_the_middle(
@@ -349,7 +364,7 @@ class Model(Seeing):
             if prompt.startswith(bos):  # as in a prompt that another tool rendered
                 prompt = prompt.removeprefix(bos)
                 notices = (f"the text begins with {bos}: that is read as the token, which stands there once anyway",)
-            sees = self.config.prefix_lm
+            sees = pictures or self.config.prefix_lm
             ids: Ids = (
                 prompt_ids(tokenizer, self.config, prompt, len(pictures))
                 if sees

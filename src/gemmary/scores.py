@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gemmary.batch import Batch, Chunk
+from gemmary.batch import Batch, Chunk, uncut
 from gemmary.chat import Prompt
 from gemmary.errors import GemmaryError
 from gemmary.generate.sampling import log_softmax_at
@@ -24,12 +24,20 @@ _LOGIT_BYTES = 64 << 20
 
 def logits(model: Model, ids: Sequence[int], pixels: npt.ArrayLike | None, adapter: int) -> Float32:
     """See `Model.logits`."""
-    if pixels is not None or model.config.prefix_lm:
-        return _prefix_logits(model, ids, pixels, adapter)
-    ids = _checked(model, ids)
+    images = None if pixels is None else _checked_pixels(model, pixels)
+    if images is None and not model.config.prefix_lm:
+        ids = _checked(model, ids)
+    else:
+        _check_places(model, ids, images)
     _require(model, ids)
+    seen = None
+    if images is not None:
+        with model.scheduler.lock:
+            seen = model.engine.see(images)
+    if model.config.prefix_lm:
+        return _prefix_logits(model, ids, seen, adapter)
     out = np.empty((len(ids), model.config.vocab_size), dtype=np.float32)
-    for start, rows in _rows(model, ids, adapter):
+    for start, rows in _rows(model, list(ids), adapter, seen):
         out[start : start + len(rows)] = rows
     return out
 
@@ -55,31 +63,35 @@ def are_ids(value: object) -> bool:
     return bool(value) and all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in value)
 
 
-def _rows(model: Model, ids: list[int], adapter: int) -> Iterator[tuple[int, Float32]]:
-    """(first row, logits [rows, V]) of consecutive pieces of `ids`."""
-    cache = model.engine.new_cache(len(ids))
+def _rows(model: Model, ids: list[int], adapter: int, seen: Float32 | None = None) -> Iterator[tuple[int, Float32]]:
+    """(first row, logits [rows, V]) of consecutive pieces of `ids`. seen: what stands in the places for pictures."""
+    cache, place, start = model.engine.new_cache(len(ids)), model.config.image_token_id, 0
     count = min(STEP_TOKENS, max(1, _LOGIT_BYTES // (4 * model.config.vocab_size)))
-    for start in range(0, len(ids), count):
-        chunk = Chunk(ids[start : start + count], start, outputs="all", adapter=adapter)
+    while start < len(ids):
+        part = ids[start : start + uncut(model.config, ids, start, min(count, len(ids) - start))]
+        before = ids[:start].count(place)
+        shown = seen[before : before + part.count(place)] if seen is not None else None
+        chunk = Chunk(part, start, outputs="all", adapter=adapter, pictures=shown)
         with model.scheduler.lock:
             rows = model.engine.step(Batch.of(model.config, [chunk]), [cache])
         yield start, rows
+        start += len(part)
 
 
-def _prefix_logits(model: Model, ids: Sequence[int], pixels: npt.ArrayLike | None, adapter: int) -> Float32:
+def _prefix_logits(model: Model, ids: Sequence[int], seen: Float32 | None, adapter: int) -> Float32:
     """Of a prompt that sees itself whole: in one step."""
+    with model.scheduler.lock:
+        chunk = Chunk([int(i) for i in ids], 0, len(ids), "all", adapter, seen)
+        return model.engine.step(Batch.of(model.config, [chunk]), [model.engine.new_cache(len(ids))])
+
+
+def _check_places(model: Model, ids: Sequence[int], images: Float32 | None) -> None:
     place = model.config.image_token_id
-    images = None if pixels is None else _checked_pixels(model, pixels)
     _checked(model, [0 if i == place else i for i in ids] if are_ids(ids) else ids)
     vision, places = model.config.vision, list(ids).count(place)
-    needed = len(images) * vision.num_patches if images is not None and vision is not None else 0
+    needed = len(images) * vision.num_tokens if images is not None and vision is not None else 0
     if places != needed:
         raise GemmaryError(f"the ids have {places:,} places (id {place}) for tokens of pictures, the pixels {needed:,}")
-    _require(model, ids)
-    with model.scheduler.lock:
-        pictures = None if images is None else model.engine.see(images)
-        chunk = Chunk([int(i) for i in ids], 0, len(ids), "all", adapter, pictures)
-        return model.engine.step(Batch.of(model.config, [chunk]), [model.engine.new_cache(len(ids))])
 
 
 def _checked(model: Model, ids: Any) -> list[int]:

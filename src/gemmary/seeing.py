@@ -137,8 +137,7 @@ class Seeing:
             raise GemmaryError("there is no label to look for")
         for label in labels:
             check_label(label)
-        if model.config.vision is None:
-            raise text_only(model)
+        check_tasks(model)
         task = "segment" if has_masks else "detect"
         ids = prompt_ids(model.tokenizer, model.config, f"{task} {' ; '.join(labels)}")
         most = options.get("max_tokens") or answer_tokens(model, ids)
@@ -153,7 +152,9 @@ class Seeing:
         return open_codec(cast("Model", self).mask_codec_file)
 
     def _told(self, image: Any, prompt: str, options: TaskOptions) -> str:
-        return cast("Model", self).generate(prompt, image=image, **options).text
+        model = cast("Model", self)
+        check_tasks(model)
+        return model.generate(prompt, image=image, **options).text
 
 
 def open_picture(model: Model, source: Any, resize: Resize) -> Picture:
@@ -166,7 +167,16 @@ def open_picture(model: Model, source: Any, resize: Resize) -> Picture:
     if isinstance(source, Picture):
         return source
     image = open_image(source)
-    return Picture(pixels(image, vision.image_size, resize), image.width, image.height)
+    square = pixels(image, vision.image_size, resize, bicubic=model.config.prefix_lm)
+    return Picture(square, image.width, image.height)
+
+
+def check_tasks(model: Model) -> None:
+    """Raises GemmaryError for a model that was not trained on PaliGemma's tasks."""
+    if model.config.vision is None:
+        raise text_only(model)
+    if not model.config.prefix_lm:
+        raise GemmaryError(f"{model.name} has no words for this task: ask it, with `chat` or `generate` and `image`")
 
 
 def text_only(model: Model) -> GemmaryError:

@@ -1,4 +1,4 @@
-"""The Gemma series: one row for each released text variant, and its short name.
+"""The Gemma series: one row for each released variant, and its short name.
 
 Sources of the sizes: the Gemma 1, 2 and 3 reports and the reference configurations of google-deepmind/gemma, checked
 against each other (the shared specification's table 1.2); of the models that see, big_vision's (3.1, 3.7).
@@ -108,6 +108,11 @@ def _gemma3(
     )
 
 
+def _gemma3_sees(decoder: Config) -> Config:
+    """Gemma 3 of 4B and more: 64 x 64 patches, 16 of which become one of 256 tokens (spec 1.7)."""
+    return replace(decoder, vision=VisionConfig(896, pool=4, soft_norm=True))
+
+
 def _sees(decoder: Config, family: Family, image_size: int) -> Config:
     """PaliGemma on a decoder: location and mask tokens in its vocabulary; no window, no cap of the logits (3.7)."""
     return replace(
@@ -139,9 +144,9 @@ GEMMA2_9B = _gemma2(42, 3584, 16, 8, 256, 14_336)
 GEMMA2_27B = _gemma2(46, 4608, 32, 16, 128, 36_864, query_scalar=144)
 GEMMA3_270M = _gemma3(18, 640, 4, 1, 256, 2048, context_length=32_768, sliding_window=512, rope_scaling_factor=1.0)
 GEMMA3_1B = _gemma3(26, 1152, 4, 1, 256, 6912, context_length=32_768, sliding_window=512, rope_scaling_factor=1.0)
-GEMMA3_4B = _gemma3(34, 2560, 8, 4, 256, 10_240)
-GEMMA3_12B = _gemma3(48, 3840, 16, 8, 256, 15_360)
-GEMMA3_27B = _gemma3(62, 5376, 32, 16, 128, 21_504, query_scalar=168)
+GEMMA3_4B = _gemma3_sees(_gemma3(34, 2560, 8, 4, 256, 10_240))
+GEMMA3_12B = _gemma3_sees(_gemma3(48, 3840, 16, 8, 256, 15_360))
+GEMMA3_27B = _gemma3_sees(_gemma3(62, 5376, 32, 16, 128, 21_504, query_scalar=168))
 EMBEDDINGGEMMA_300M = replace(
     _gemma3(24, 768, 3, 1, 256, 1152, context_length=2048, sliding_window=512, rope_scaling_factor=1.0),
     family="embeddinggemma",

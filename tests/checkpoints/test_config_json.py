@@ -51,6 +51,16 @@ GEMMA2_27B: dict[str, Any] = {
     "sliding_window": 4096,
     "vocab_size": 256000,
 }
+OFFICIAL_TOWER: dict[str, Any] = {
+    "hidden_size": 1152,
+    "image_size": 896,
+    "intermediate_size": 4304,
+    "model_type": "siglip_vision_model",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 27,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
 GEMMA3_4B: dict[str, Any] = {
     "model_type": "gemma3",
     "boi_token_index": 255999,
@@ -62,7 +72,9 @@ GEMMA3_4B: dict[str, Any] = {
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
         "sliding_window": 1024,
     },
-    "vision_config": {"hidden_size": 1152},
+    "image_token_index": 262144,
+    "mm_tokens_per_image": 256,
+    "vision_config": OFFICIAL_TOWER,
 }
 GEMMA3_27B: dict[str, Any] = {
     "model_type": "gemma3",
@@ -78,6 +90,7 @@ GEMMA3_27B: dict[str, Any] = {
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
         "sliding_window": 1024,
     },
+    "vision_config": OFFICIAL_TOWER,
 }
 GEMMA3_1B: dict[str, Any] = {
     "model_type": "gemma3_text",
@@ -186,6 +199,9 @@ def test_gemma_2_softcaps_default_to_set_and_can_be_switched_off() -> None:
         (GEMMA3_1B, {"rope_parameters": {"rope_theta": 5.0}}, "rope_parameters"),
         (GEMMA3_1B, {"sliding_window_pattern": 0}, "sliding_window_pattern"),
         (GEMMA3_4B, {"text_config": []}, "text_config"),
+        (GEMMA3_4B, {"image_token_index": 5}, "image_token_index is 5, not the 262144"),
+        (GEMMA3_4B, {"mm_tokens_per_image": 250}, "64 x 64 patches do not become 250 tokens"),
+        (GEMMA3_4B, {"mm_tokens_per_image": 9}, "64 x 64 patches do not become 9 tokens"),
     ],
 )
 def test_other_models_are_refused(base: dict[str, Any], change: dict[str, Any], words: str) -> None:

@@ -15,7 +15,7 @@ from gemmary.config import Config
 from gemmary.errors import GemmaryError
 from tests.tiny import TINY
 
-CONFIGS = {row.name: row.config for row in zoo.ZOO if not row.config.vision} | TINY
+CONFIGS = {row.name: replace(row.config, vision=None) for row in zoo.ZOO if not row.config.prefix_lm} | TINY
 
 
 def as_read(config: Config, data: dict[str, Any]) -> dict[str, Any]:

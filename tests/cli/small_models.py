@@ -26,6 +26,7 @@ class _Source:
     tokenizer: Tokenizer
     chat_template: str | None
     name: str = "small"
+    mask_codec_file: Path | None = None
 
 
 def write_small(folder: Path, kind: str = "gemma3", *, chat: bool = False, seed: int = 0) -> Path:

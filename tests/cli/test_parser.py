@@ -22,11 +22,11 @@ SOURCE = Path(gemmary.__path__[0]).parent
 LOADING = "--engine --threads --dtype --quant --kv-dtype --context"
 SAMPLING = "--temperature --top-k --top-p --min-p --repetition-penalty --seed --max-tokens --stop --stop-id"
 TRAINING = (
-    "--accumulation {codec}--learning-rate --schedule --warmup-steps --weight-decay --clip --optimizer {adapter}--seed "
-    "--dtype --device --gradient-checkpointing --threads {rows}--evaluate-every --patience --checkpoint-every "
-    "--keep-checkpoints --resume"
+    "--accumulation {pictures}--learning-rate --schedule --warmup-steps --weight-decay --label-smoothing --clip "
+    "--optimizer {adapter}--seed --dtype --device --gradient-checkpointing {parallel}--threads {rows}--evaluate-every "
+    "--patience --checkpoint-every --keep-checkpoints --resume"
 )
-ADAPTER = "--lora-rank --lora-alpha --lora-dropout --lora-targets --rslora --dora --train-tower --mask-codec "
+ADAPTER = "--lora-rank --lora-alpha --lora-dropout --lora-targets --rslora --dora --train-tower --augment --mask-codec "
 SHAPE = (
     "--vocab-size --num-layers --hidden-size --num-heads --num-kv-heads --head-dim --intermediate-size "
     "--context-length --sliding-window"
@@ -46,9 +46,10 @@ FLAGS = {
     "embed": "MODEL --engine --threads --dtype --quant --kv-dtype TEXT --prompt --title --dimensions",
     "convert": "SRC DST --format --dtype --image-size",
     "tune": f"-c MODEL DATA --out --method {LENGTHS} "
-    f"{TRAINING.format(codec='', adapter=ADAPTER, rows='--validation --test ')} --chat-style --json --preview",
+    + TRAINING.format(pictures="", adapter=ADAPTER, parallel="--tensor-parallel ", rows="--validation --test ")
+    + " --chat-style --json --preview",
     "pretrain": f"CONFIG --out --text --data --held-out --validation {SHAPE} --vision {LENGTHS} "
-    f"{TRAINING.format(codec='--mask-codec ', adapter='', rows='')} --json",
+    f"{TRAINING.format(pictures='--augment --mask-codec ', adapter='', parallel='', rows='')} --json",
     "merge": "MODEL ADAPTER --out --format --quant --dtype --threads",
 }
 

@@ -191,7 +191,7 @@ def test_frames_of_a_video(
         (["ocr", "--merge-iou", "0.5"], "--merge-iou is about pictures"),
         (["ocr", "--image", "room.png", "--out", "x"], "--out goes with --images"),
         (["ocr", "--image", "room.png", "--every", "2"], "--every goes with --images"),
-        (["ocr", "--image", "room.png", "--system", "x"], "--system needs an instruction-tuned model"),
+        (["ocr", "--image", "room.png", "--system", "x"], "--system does not go with pictures"),
         (["ocr", "--image", "nowhere.png"], "nowhere.png does not exist"),
         (["ocr", "--image", "broken.png"], "broken.png is not a JPEG, PNG or WebP file"),
         (["detect a", "--image", "room.png", "--image", "room.png"], "objects are found in one picture"),

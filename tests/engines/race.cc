@@ -68,7 +68,7 @@ std::vector<float> program(int threads) {
     inputs.positions = positions.data();
     inputs.sequences = sequences.data();
     inputs.visible = {visible.data()};
-    inputs.rows = {tokens, 0, 2};
+    inputs.rows = {tokens, 0, 2, 0, tokens};
     inputs.caches = {&a, &b};
     inputs.externals = {{x.data(), tokens, width}, {kv.data(), tokens, kv_width}, {y.data(), tokens, width}};
     program.run(inputs);

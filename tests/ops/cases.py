@@ -130,7 +130,11 @@ def simple_cases() -> Iterator[Case]:
             where = np.flatnonzero(rng.integers(0, 2, t)).astype(np.int32)
             return Activation(normal(rng, t, i)), Integers(where), Activation(normal(rng, len(where), i))
 
+        def groups(rng: np.random.Generator, t: int = rows, i: int = inner, o: int = outer) -> tuple[Any, ...]:
+            return Activation(normal(rng, t * o, i)), o
+
         yield Case(f"linear {size}x{outer}", "linear", linear)
+        yield Case(f"pool {size} of {outer}", "pool", groups)
         yield Case(f"linear with a bias {size}x{outer}", "linear", biased)
         yield Case(f"layer_norm {size}", "layer_norm", layer_norm)
         yield Case(f"gelu {size}", "gelu", one)

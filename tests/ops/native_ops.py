@@ -54,7 +54,7 @@ class NativeOps:
         tokens = step["tokens"] if "tokens" in step else np.zeros(len(arrays[0]), np.int32)
         outputs = step.get("outputs", np.zeros(0, np.int32))
         sequences = step.get("sequences", (slice(0, len(tokens)),))
-        rows = {"T": len(tokens), "R": len(outputs), "S": len(sequences)}
+        rows = {"T": len(tokens), "R": len(outputs), "S": len(sequences), "G": len(tokens) // ops.group}
         arrays.append(np.full((rows[out.rows], out.width), np.nan, np.float32))
         visible = [step["visible"]] if "visible" in step else []
         program = self.trace.compile_trace(self.core, self.runtime, ops, [*values, out], len(visible))
@@ -124,6 +124,9 @@ class NativeOps:
 
     def place(self, x: Array, rows: Array, values: Array) -> Array:
         return self._run("place", [x, None, Fed(values)], places=rows)
+
+    def pool(self, x: Array, count: int) -> Array:
+        return self._run("pool", [x, count])
 
     def take(self, x: Array, rows: Array) -> Array:
         return self._run("take", [x, None], outputs=rows)

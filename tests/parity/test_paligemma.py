@@ -5,6 +5,8 @@ The weights are bfloat16 already, so that what is left of a bfloat16 engine's er
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gemmary.api import as_run_by
 from gemmary.batch import Batch, Chunk
 from gemmary.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
 from gemmary.checkpoints.random_weights import random_checkpoint
@@ -164,6 +167,34 @@ def test_decoding_after_a_prefix(peers: Any, generation: str, precision: Precisi
         chunk = Chunk(ids[place : place + 1], start=place, prefix=len(start))
         rows.append(engine.step(Batch.of(config, [chunk]), [cache]))
     assert relative_error(np.concatenate(rows), theirs(model, ids, seen, len(start))) < precision.worst
+
+
+def test_by_the_conventions_of_transformers(peers: Any, tmp_path: Path) -> None:
+    """With a window and a cap of the logits in config.json, which bite."""
+    model, folder = peers["gemma2"]
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    data = json.loads((copied / "config.json").read_text())
+    data["text_config"] |= {"sliding_window": 7, "final_logit_softcapping": 2.0}
+    (copied / "config.json").write_text(json.dumps(data))
+    other = transformers.PaliGemmaForConditionalGeneration.from_pretrained(copied, attn_implementation="eager").eval()
+    other.model.language_model.embed_tokens.embed_scale.fill_(6.0)
+    start, seen = prompt(1, 4), pixels(1)
+    ids = start + prompt(0, 9, seed=3)
+    expected = theirs(other, ids, seen, len(start))
+    found = {}
+    for conventions in ("big_vision", "transformers"):
+        checkpoint = as_run_by(open_checkpoint(copied), conventions)
+        assert any("conventions=" in notice for notice in checkpoint.notices) == (conventions == "big_vision")
+        engine = open_engine("reference", checkpoint.config, checkpoint.lookup)
+        chunk = Chunk(ids, prefix=len(start), outputs="all", pictures=engine.see(seen))
+        found[conventions] = engine.step(Batch.of(checkpoint.config, [chunk]), [engine.new_cache(64)])
+    assert relative_error(found["transformers"], expected) < 2e-5
+    assert relative_error(found["big_vision"], theirs(model, ids, seen, len(start))) < 2e-5
+    with pytest.raises(GemmaryError, match="conventions must be big_vision or transformers"):
+        as_run_by(open_checkpoint(copied), "kerashub")
+    with pytest.raises(GemmaryError, match="has no conventions to choose from"):
+        as_run_by(open_checkpoint("random:gemma-3-270m"), "transformers")
 
 
 @each_generation

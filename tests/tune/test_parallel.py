@@ -16,11 +16,14 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import torch
 
-from benchmarks.kills import begin, settings_of
-from gemmary.checkpoints import open_named
+from benchmarks.kills import SHAPE, begin, settings_of
+from gemmary.checkpoints import open_named, save_checkpoint
 from gemmary.checkpoints.peft import read_adapter
-from gemmary.tune import parallel
-from gemmary.tune.settings import Settings
+from gemmary.checkpoints.random_weights import random_checkpoint
+from gemmary.errors import GemmaryError
+from gemmary.tune import parallel, tensor_parallel
+from gemmary.tune.settings import TARGETS, Settings
+from tests.tiny import TINY
 
 STEPS = 20
 
@@ -80,6 +83,50 @@ def test_two_processes_compute_what_one_does(method: str, tmp_path: Path, monkey
     assert losses(Path(run.out))[STEPS][0] < 0.9 * losses(Path(run.out))[1][0]
     written = {path.name for path in Path(both.out).iterdir()}
     assert written == {path.name for path in Path(run.out).iterdir()}
+
+
+def divisible(folder: Path, method: str) -> Settings:
+    """A run of a model with norms over its heads, which divide into two parts as its MLP does; all layers adapted."""
+    shape = replace(TINY["gemma3"], num_heads=4, num_kv_heads=2, intermediate_size=64, vocab_size=SHAPE.vocab_size)
+    save_checkpoint(random_checkpoint(shape, "divisible", None, 0), folder / "divisible")
+    return replace(settings(folder, method), model=str(folder / "divisible"), lora_targets=TARGETS)
+
+
+@pytest.mark.parametrize(("method", "size", "parts"), [("lora", 2, 2), ("full", 2, 2), ("full", 4, 2)])
+def test_layers_divided_among_processes(
+    method: str, size: int, parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = divisible(tmp_path, method)
+    assert codes([begin(run)]) == [0]
+    divided = replace(run, out=str(tmp_path / "divided"), tensor_parallel=parts)
+    assert codes(start(size, divided, monkeypatch)) == [0] * size
+    assert_same_losses(Path(run.out), Path(divided.out))
+    assert losses(Path(run.out))[STEPS][0] < 0.9 * losses(Path(run.out))[1][0]
+
+
+def test_checkpoints_of_divided_layers_go_on_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = divisible(tmp_path, "full")
+    assert codes([begin(run)]) == [0]
+    cut = replace(run, out=str(tmp_path / "cut"), tensor_parallel=2)
+    assert codes(start(2, cut, monkeypatch, dying=0))[0] == -signal.SIGKILL
+    assert codes([begin(replace(cut, resume=True, tensor_parallel=1))]) == [0]
+    assert_same_losses(Path(run.out), Path(cut.out))
+
+
+def test_what_does_not_divide(tmp_path: Path) -> None:
+    config = replace(TINY["gemma3"], num_kv_heads=2, num_heads=4, intermediate_size=64)
+    tensor_parallel.check(config, 2, "lora", 0.0, False)
+    with pytest.raises(GemmaryError, match="does not divide the model's 2 key heads"):
+        tensor_parallel.check(config, 4, "lora", 0.0, False)
+    with pytest.raises(GemmaryError, match="choose --method lora or full"):
+        tensor_parallel.check(config, 2, "qlora", 0.0, False)
+    with pytest.raises(GemmaryError, match="knows neither --dora"):
+        tensor_parallel.check(config, 2, "lora", 0.1, False)
+    with (
+        pytest.raises(GemmaryError, match="torchrun --nproc-per-node 2"),
+        parallel.joined(torch.device("cpu"), tensor_parallel=2),
+    ):
+        pass
 
 
 def test_a_killed_process_ends_the_run_and_fewer_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

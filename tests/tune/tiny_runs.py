@@ -36,6 +36,8 @@ class Run:
     gradient_checkpointing: str = "off"
     trains_tower: bool = True
     label_smoothing: float = 0.0
+    tensor_parallel: int = 1
+    mask_codec: str | None = None
 
 
 @dataclass(frozen=True)

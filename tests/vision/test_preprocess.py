@@ -96,6 +96,16 @@ def test_transformers_square_to_the_bit():
         np.testing.assert_array_equal(preprocess.pixels(image, 32, "transformers"), theirs)
 
 
+def test_gemma_3_square_to_the_bit():
+    gemma3 = pytest.importorskip("transformers.models.gemma3.image_processing_pil_gemma3", reason="the other side")
+    options = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # as the official folders say
+    processor = gemma3.Gemma3ImageProcessorPil(size={"height": 56, "width": 56}, **options)
+    for seed, size in enumerate([(37, 23), (56, 56), (100, 301)]):
+        image = picture(*size, seed=seed)
+        theirs = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+        np.testing.assert_array_equal(preprocess.pixels(image, 56, "transformers", bicubic=False), theirs)
+
+
 def triangle(size, target):
     """Weights [target, size] of bilinear resampling with antialiasing, from its definition: float64."""
     scale = size / target

@@ -13,7 +13,7 @@ from gemmary.vision.prompt import prompt_ids
 from tests.tiny import TINY
 
 IMAGE = 257152
-CONFIG = replace(TINY["gemma"], vocab_size=IMAGE, vision=VisionConfig(image_size=224))
+CONFIG = replace(TINY["gemma"], vocab_size=IMAGE, vision=VisionConfig(image_size=224), prefix_lm=True)
 
 
 @pytest.fixture(scope="module")

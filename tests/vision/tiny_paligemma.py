@@ -15,7 +15,7 @@ import numpy as np
 from gemmary.api import Model
 from gemmary.checkpoints import Checkpoint
 from gemmary.checkpoints.tensors import tensors
-from gemmary.config import VisionConfig
+from gemmary.config import Config, VisionConfig
 from gemmary.engines.reference import ReferenceEngine
 from gemmary.quantize.leaves import Affine, Dense, Leaf
 from gemmary.tokenizer import PieceType, Tokenizer
@@ -45,8 +45,8 @@ CONFIG = replace(
 )
 
 
-def leaves() -> Callable[[str], Leaf]:
-    shapes = {tensor.name: tensor for tensor in tensors(CONFIG)}
+def leaves(config: Config = CONFIG) -> Callable[[str], Leaf]:
+    shapes = {tensor.name: tensor for tensor in tensors(config)}
 
     def lookup(name: str) -> Leaf:
         tensor, rng = shapes[name], np.random.default_rng(zlib.crc32(name.encode()))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gemmary.chat.messages import Message, Turn, to_turns
+from gemmary.chat.pictures import between
 from gemmary.chat.templates import Style
 from gemmary.errors import GemmaryError
 from gemmary.tokenizer import Tokenizer
@@ -23,18 +24,24 @@ class Prompt:
 
 
 def encode_chat(
-    tokenizer: Tokenizer, messages: Sequence[Message], style: Style, *, add_generation_prompt: bool = True
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    style: Style,
+    *,
+    add_generation_prompt: bool = True,
+    picture: Sequence[int] = (),
 ) -> Prompt:
     """The ids of a whole conversation: BOS once, turn markers as their ids, message texts with markers escaped.
 
-    For messages without markers in them the ids are those of the rendered text. Raises GemmaryError for a conversation
-    that the template refuses, one with images (they need a vision checkpoint's prompt), or a tokenizer without turns.
+    picture: the ids of an image (`picture_ids`), of a model that sees; they stand where an item of type image is. For
+    messages without markers in them the ids are those of the rendered text. Raises GemmaryError for a conversation that
+    the template refuses, one with images for a model that sees none, or a tokenizer without turns.
     """
     turns, notices = to_turns(messages, style)
     markers = _turn_ids(tokenizer)
     ids = [tokenizer.bos_id]
     for turn in turns:
-        ids += _turn(tokenizer, turn, markers)
+        ids += _turn(tokenizer, turn, markers, picture)
     if add_generation_prompt:
         ids += _opening(tokenizer, markers)
     return Prompt(ids, _stops(tokenizer, markers), tuple(notices))
@@ -63,11 +70,17 @@ def _turn_ids(tokenizer: Tokenizer) -> tuple[int, int]:
     return tokenizer.turn_ids
 
 
-def _turn(tokenizer: Tokenizer, turn: Turn, markers: tuple[int, int]) -> list[int]:
-    if any(part.is_image for part in turn.parts):
-        raise GemmaryError("the conversation has an image, and this prompt is text only: remove the image")
+def _turn(tokenizer: Tokenizer, turn: Turn, markers: tuple[int, int], picture: Sequence[int] = ()) -> list[int]:
     # One text, so that the role's "\n" and newlines that open the content merge as they do in the rendered prompt.
-    content = tokenizer.encode(f"{turn.role}\n{turn.text}", escape_markers=True)
+    texts = [f"{turn.role}\n"]
+    for part in turn.parts:
+        if part.is_image:
+            texts.append("")
+        else:
+            texts[-1] += part.text
+    if len(texts) > 1 and not picture:
+        raise GemmaryError("the conversation has an image, and this prompt is text only: remove the image")
+    content = between(tokenizer, texts, picture, escape_markers=True)
     return [markers[0], *content, markers[1], *tokenizer.encode("\n")]
 
 

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gemmary.chat.pictures import BEGIN
 from gemmary.chat.templates import INVALID_CONTENT, MUST_ALTERNATE, Style
 from gemmary.errors import GemmaryError
 
 Message = Mapping[str, Any]
-"""{"role": "system" | "user" | "assistant" | "model", "content": str | [{"type": "text", "text": str}, …]}."""
-
-IMAGE = "<start_of_image>"
-"""What an item of type image renders as in Gemma 3's template (spec 2.5)."""
+"""{"role": "system" | "user" | "assistant" | "model", "content": str | [{"type": "text", "text": str} |
+{"type": "image"}, …]}."""
 
 FOLDED = "this model has no system role: the system message was put in front of the first user message"
 
@@ -87,7 +86,7 @@ def _part(item: Mapping[str, Any], style: Style) -> Part:
     if item.get("type") == "text" and isinstance(item.get("text"), str):
         return Part(item["text"].strip())
     if item.get("type") == "image" and style == "gemma3":
-        return Part(IMAGE, is_image=True)
+        return Part(BEGIN, is_image=True)
     raise GemmaryError(f"{INVALID_CONTENT}: {item.get('type')!r} in a message (text is what this model takes)")
 
 

@@ -278,8 +278,8 @@ def save_big_vision(source: Source, path: Path, format: str | None, progress: Pr
     Returns what a user should be told. Raises GemmaryError for a model that sees no pictures.
     """
     config = source.config
-    if config.vision is None:
-        raise GemmaryError(f"{source.name} sees no pictures: big_vision's layout is PaliGemma's")
+    if not config.prefix_lm:
+        raise GemmaryError(f"{source.name} sees no pictures as PaliGemma does, whose layout big_vision's is")
     if format not in (None, "F32", "BF16"):
         raise GemmaryError(f"big_vision's files are float32 or bfloat16, not {format}")
     if format is None:

@@ -39,8 +39,12 @@ class Checkpoint:
     load_chat_template: Callable[[], str | None]
     notices: list[str] = field(default_factory=list)
     """What a user should be told: parts that were set aside, numbers that were reinterpreted. One line each."""
+    stored_config: Config | None = None
+    """What the file says word by word, where `config` is not that (PaliGemma 2: `config_json.py`)."""
     made_bytes: int = 0
     """Bytes of weights that lie in no file."""
+    tower_path: Path | None = None
+    """The file beside `path` that holds the tower, where one does."""
 
     def lookup(self, name: str) -> Leaf:
         """The leaf of a name of the tensor table (`layers.3.gate`); norms are zero-centred float32."""
@@ -56,7 +60,8 @@ class Checkpoint:
             weights: Iterable[Path] = parts_of(self.path)
         else:
             weights = self.path.glob("*.safetensors") if self.path.is_dir() else [self.path] * (not self.made_bytes)
-        return self.made_bytes + sum(file.stat().st_size for file in weights)
+        tower = [] if self.tower_path is None else [self.tower_path]
+        return self.made_bytes + sum(file.stat().st_size for file in (*weights, *tower))
 
     @property
     def mask_codec_file(self) -> Path | None:

@@ -6,6 +6,7 @@ What is written is 4's dialect plus `layer_types`: that of the official folders,
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from gemmary.config import Config, Family, LayerType, VisionConfig
 from gemmary.errors import GemmaryError
 from gemmary.zoo import alternating
 
-MODEL_TYPES: dict[str, Family] = {"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3", "gemma3": "gemma3"}
+MODEL_TYPES: dict[str, Family] = {"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3"}
 _PALIGEMMA: dict[str, Family] = {"gemma": "paligemma", "gemma2": "paligemma2"}
 _ARCHITECTURES: dict[Family, tuple[str, str]] = {
     "gemma": ("gemma", "GemmaForCausalLM"),
@@ -71,13 +72,11 @@ def read_config(data: dict[str, Any], notices: list[str]) -> Config:
     model_type = data.get("model_type")
     if model_type == "paligemma":
         return _paligemma(data, notices)
-    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
-        known = ", ".join(MODEL_TYPES)
-        raise GemmaryError(f"config.json is of model_type {show(model_type)}: only {known} can be read")
     if model_type == "gemma3":
-        data = data.get("text_config", {})
-        if not isinstance(data, dict):
-            raise GemmaryError("config.json: text_config is not an object")
+        return _gemma3(data, notices)
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+        known = ", ".join((*MODEL_TYPES, "gemma3", "paligemma"))
+        raise GemmaryError(f"config.json is of model_type {show(model_type)}: only {known} can be read")
     family = MODEL_TYPES[model_type]
     bidirectional = _flag(data, "use_bidirectional_attention", False)
     if bidirectional and family != "gemma3":
@@ -119,24 +118,62 @@ def read_config(data: dict[str, Any], notices: list[str]) -> Config:
     )
 
 
+def _gemma3(data: dict[str, Any], notices: list[str]) -> Config:
+    """A Gemma 3 of 4B and more: its text, and the tower where the file speaks of one."""
+    text, seen = data.get("text_config", {}), data.get("vision_config")
+    if not isinstance(text, dict) or not isinstance(seen, dict | None):
+        raise GemmaryError("config.json: text_config or vision_config is not an object")
+    decoder = read_config({**text, "model_type": "gemma3_text"}, notices)
+    if seen is None:
+        return decoder
+    _check_place(data, decoder)
+    tokens = Fields("config.json", data).size("mm_tokens_per_image", 256)
+    tower, side = _tower(seen, 896), math.isqrt(tokens)
+    if side**2 != tokens or tower.side % side:
+        raise GemmaryError(f"config.json: {tower.side} x {tower.side} patches do not become {tokens} tokens")
+    return replace(decoder, vision=replace(tower, pool=tower.side // side, soft_norm=True))
+
+
 def _paligemma(data: dict[str, Any], notices: list[str]) -> Config:
     """The decoder as big_vision runs it: no window and no cap of the logits, whatever the file copied from Gemma 2.
 
     (Spec 3.7. The cap moves no greedy token.)
     """
+    stored = paligemma_as_stored(data, notices)
+    if "local" in stored.layer_types or stored.final_logit_softcap:
+        notices.append(
+            "config.json's sliding window and cap of the logits are Gemma 2's: PaliGemma 2 runs without, unless "
+            'loaded with conventions="transformers"'
+        )
+    layers = periodic(1, stored.num_layers)
+    return replace(stored, layer_types=layers, sliding_window=None, final_logit_softcap=None)
+
+
+def paligemma_as_stored(data: dict[str, Any], notices: list[str]) -> Config:
+    """The same with the window and the cap of the logits that the file has, which transformers 5 heeds."""
     text, seen = data.get("text_config"), data.get("vision_config")
     if not isinstance(text, dict) or not isinstance(seen, dict) or text.get("model_type") not in _PALIGEMMA:
         raise GemmaryError("config.json: text_config (gemma or gemma2) or vision_config is missing")
     rows = text.get("vocab_size") or 257_216
     decoder = read_config({**text, "vocab_size": rows, "use_bidirectional_attention": None}, notices)
+    _check_place(data, decoder)
+    family = _PALIGEMMA[text["model_type"]]
+    return replace(decoder, family=family, vision=_tower(seen, 224), prefix_lm=True)
+
+
+def _check_place(data: dict[str, Any], decoder: Config) -> None:
     if (place := data.get("image_token_index", decoder.vocab_size)) != decoder.vocab_size:
         raise GemmaryError(
             f"config.json: image_token_index is {show(place)}, not the {decoder.vocab_size} after the text's"
         )
+
+
+def _tower(seen: dict[str, Any], image_size: int) -> VisionConfig:
+    """The tower of a vision_config; image_size: where it says none."""
     get = Fields("config.json", {k: v for k, v in seen.items() if v is not None}, "")
     try:
-        vision = VisionConfig(
-            image_size=get.size("image_size", 224, most=4096),
+        return VisionConfig(
+            image_size=get.size("image_size", image_size, most=4096),
             num_layers=get.size("num_hidden_layers", 27, most=1024),
             hidden_size=get.size("hidden_size", 1152),
             num_heads=get.size("num_attention_heads", 16),
@@ -146,17 +183,6 @@ def _paligemma(data: dict[str, Any], notices: list[str]) -> Config:
         )
     except ValueError as error:
         raise GemmaryError(f"config.json: {error}") from None
-    if "local" in decoder.layer_types or decoder.final_logit_softcap:
-        notices.append("config.json's sliding window and cap of the logits are Gemma 2's: PaliGemma 2 runs without")
-    return replace(
-        decoder,
-        family=_PALIGEMMA[text["model_type"]],
-        layer_types=periodic(1, decoder.num_layers),
-        sliding_window=None,
-        final_logit_softcap=None,
-        vision=vision,
-        prefix_lm=True,
-    )
 
 
 def write_config(config: Config, dtype: str, eos_ids: list[int]) -> dict[str, Any]:
@@ -164,9 +190,11 @@ def write_config(config: Config, dtype: str, eos_ids: list[int]) -> dict[str, An
 
     Raises GemmaryError for a Config that no model_type of transformers can say.
     """
-    if config.vision:
-        return _write_paligemma(config, config.vision, dtype, eos_ids)
     data = _write_decoder(config, dtype, eos_ids)
+    if config.vision:
+        del data["architectures"]
+        write = _write_paligemma if config.prefix_lm else _write_gemma3
+        data = write(config, config.vision, data, dtype)
     _check_said(config, data)
     return data
 
@@ -218,12 +246,27 @@ def _write_decoder(config: Config, dtype: str, eos_ids: list[int]) -> dict[str, 
     return data
 
 
-def _write_paligemma(config: Config, vision: VisionConfig, dtype: str, eos_ids: list[int]) -> dict[str, Any]:
-    text = _write_decoder(config, dtype, eos_ids)
-    del text["architectures"]
+def _write_gemma3(config: Config, vision: VisionConfig, text: dict[str, Any], dtype: str) -> dict[str, Any]:
+    return {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "boi_token_index": 255_999,
+        "eoi_token_index": 256_000,
+        "eos_token_id": text["eos_token_id"],
+        "image_token_index": config.image_token_id,
+        "initializer_range": 0.02,
+        "mm_tokens_per_image": vision.num_tokens,
+        "model_type": "gemma3",
+        "text_config": text,
+        "torch_dtype": dtype,
+        "vision_config": _write_tower(vision),
+    }
+
+
+def _write_paligemma(config: Config, vision: VisionConfig, text: dict[str, Any], dtype: str) -> dict[str, Any]:
     if config.family == "paligemma2":
         text["sliding_window"] = config.context_length  # transformers wants one: it sees everything
-    data: dict[str, Any] = {
+    images = {"num_image_tokens": vision.num_tokens}
+    return {
         "architectures": ["PaliGemmaForConditionalGeneration"],
         "bos_token_id": 2,
         "eos_token_id": text["eos_token_id"],
@@ -232,25 +275,25 @@ def _write_paligemma(config: Config, vision: VisionConfig, dtype: str, eos_ids: 
         "model_type": "paligemma",
         "pad_token_id": 0,
         "projection_dim": config.hidden_size,
-        "text_config": text | {"num_image_tokens": vision.num_patches},
+        "text_config": text | images,
         "torch_dtype": dtype,
-        "vision_config": {
-            "hidden_act": "gelu_pytorch_tanh",
-            "hidden_size": vision.hidden_size,
-            "image_size": vision.image_size,
-            "intermediate_size": vision.intermediate_size,
-            "layer_norm_eps": vision.layer_norm_eps,
-            "model_type": "siglip_vision_model",
-            "num_attention_heads": vision.num_heads,
-            "num_hidden_layers": vision.num_layers,
-            "num_image_tokens": vision.num_patches,
-            "patch_size": vision.patch_size,
-            "projection_dim": config.hidden_size,
-            "vision_use_head": False,
-        },
+        "vision_config": _write_tower(vision) | images | {"projection_dim": config.hidden_size},
     }
-    _check_said(config, data)
-    return data
+
+
+def _write_tower(vision: VisionConfig) -> dict[str, Any]:
+    return {
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": vision.hidden_size,
+        "image_size": vision.image_size,
+        "intermediate_size": vision.intermediate_size,
+        "layer_norm_eps": vision.layer_norm_eps,
+        "model_type": "siglip_vision_model",
+        "num_attention_heads": vision.num_heads,
+        "num_hidden_layers": vision.num_layers,
+        "patch_size": vision.patch_size,
+        "vision_use_head": False,
+    }
 
 
 def _check_said(config: Config, data: dict[str, Any]) -> None:

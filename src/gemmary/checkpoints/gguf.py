@@ -36,7 +36,12 @@ class Stored(NamedTuple):
 
 
 def open_gguf(path: Path, name: str | None = None) -> Checkpoint:
-    """Raises GemmaryError, one line, where the file is not a Gemma text model whole and sound."""
+    """The model of a file, and its tower where that lies beside it (`mmproj.py`).
+
+    Raises GemmaryError, one line, where the file is not a Gemma text model whole and sound.
+    """
+    from gemmary.checkpoints.mmproj import with_tower
+
     file, metadata, stored = read_file(path)
     notices: list[str] = []
     shapes = {t.name: t.shape for t in stored.values()}
@@ -44,15 +49,15 @@ def open_gguf(path: Path, name: str | None = None) -> Checkpoint:
     table = tensors(config)
     missing = [t.gguf for t in table if t.gguf not in stored]
     if missing:
-        raise GemmaryError(f"{path} lacks {_some(missing)}")
+        raise GemmaryError(f"{path} lacks {some(missing)}")
     unknown = sorted(set(stored) - {t.gguf for t in table} - {_HEAD})
     if unknown:
-        raise GemmaryError(f"{path} holds {_some(unknown)}, which this model does not have")
+        raise GemmaryError(f"{path} holds {some(unknown)}, which this model does not have")
     for tensor in table:
         _check_tensor(path, stored[tensor.gguf], tensor)
     _check_head(path, file, stored)
     template = _text(metadata, "tokenizer.chat_template")
-    return Checkpoint(
+    checkpoint = Checkpoint(
         path,
         "gguf",
         config,
@@ -62,6 +67,7 @@ def open_gguf(path: Path, name: str | None = None) -> Checkpoint:
         lambda: template,
         notices,
     )
+    return with_tower(checkpoint)
 
 
 def read_file(path: Path) -> tuple[npt.NDArray[np.uint8], dict[str, Any], dict[str, Stored]]:
@@ -168,5 +174,5 @@ def _tokenizer(path: Path, metadata: dict[str, Any]) -> Tokenizer:
     )
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more tensors" if len(names) > 1 else "")

@@ -70,7 +70,7 @@ def read_config(where: str, metadata: dict[str, Any], shapes: dict[str, tuple[in
         qk_norm=family in ("gemma3", "embeddinggemma"),
         bidirectional=family == "embeddinggemma",
         pooled_dense=pooled,
-        rms_norm_eps=_as_written(get.number("attention.layer_norm_rms_epsilon")),
+        rms_norm_eps=as_written(get.number("attention.layer_norm_rms_epsilon")),
     )
 
 
@@ -198,6 +198,6 @@ def _pooled_dense(where: str, shapes: dict[str, tuple[int, ...]]) -> tuple[int, 
     return tuple(shape[0] for shape in found if shape is not None)
 
 
-def _as_written(value: float) -> float:
+def as_written(value: float) -> float:
     """A float32 as the short decimal it was written from: 1e-06, not 9.99999997e-07."""
     return float(f"{value:.7g}")

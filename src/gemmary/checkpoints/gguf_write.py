@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +46,13 @@ def save_gguf(source: Source, path: Path, format: str | None, progress: Progress
     if format is not None and format not in WRITABLE:
         raise GemmaryError(f"GGUF is written as {', '.join(WRITABLE)}, not {format}")
     notices: list[str] = []
-    if source.config.vision:
+    if source.config.prefix_lm:
         raise GemmaryError(f"{source.name} sees pictures, which no GGUF layout of its family has: write safetensors")
-    table = tensors(source.config)
+    if source.config.vision:
+        notices.append(
+            "the file reads text only: its tower is left out, which GGUF keeps in a file of its own (mmproj)"
+        )
+    table = tensors(replace(source.config, vision=None))
     plan = [(t, "F32" if t.is_norm else format or source.lookup(t.name).format) for t in table]
     sizes = [stored_bytes(f, t.shape) for t, f in plan]
     metadata = _metadata(source, plan, notices)

@@ -1,6 +1,6 @@
 """Reads a Hugging Face folder: `config.json`, safetensors (one file, or shards with an index), tokenizer files.
 
-Everything is checked before a tensor is read: each name is expected, known and set aside with a notice, or refused.
+Everything is checked before a tensor is read: each name is expected, or the folder is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gemmary.checkpoints.checkpoint import Checkpoint
-from gemmary.checkpoints.config_json import read_config
+from gemmary.checkpoints.config_json import paligemma_as_stored, read_config
 from gemmary.checkpoints.json_files import read_json
 from gemmary.checkpoints.pooling import open_pooling
 from gemmary.checkpoints.safetensors import DTYPES, Entry, SafetensorsFile, show
@@ -24,7 +24,6 @@ from gemmary.checkpoints.tensors import (
     PADDED_ROWS,
     PREFIXES,
     TOWERS,
-    VISION_PREFIXES,
     Tensor,
     bias_name,
     tensors,
@@ -44,7 +43,7 @@ Stored = dict[str, SafetensorsFile]
 
 
 def open_folder(path: Path, name: str | None = None) -> Checkpoint:
-    """Raises GemmaryError, one line, where the folder is not a Gemma text model whole and sound."""
+    """Raises GemmaryError, one line, where the folder is not a Gemma model whole and sound."""
     notices: list[str] = []
     if not (path / "config.json").exists():
         raise GemmaryError(f"{path.resolve()} is no model folder: it holds neither config.json nor a .gguf file")
@@ -58,7 +57,9 @@ def open_folder(path: Path, name: str | None = None) -> Checkpoint:
     missing = [n for n in (*names, *biases) if n not in stored]
     if missing:
         raise GemmaryError(f"{path} lacks {_some(missing)}")
-    _account_for_others(path, stored, names | biases, data.get("model_type") == "gemma3", notices)
+    unknown = sorted(n for n in stored if n not in names and n not in biases and n not in HEADS)
+    if unknown:
+        raise GemmaryError(f"{path} holds {_some(unknown)}, which this model does not have")
     for stored_name, tensor in names.items():
         _check_tensor(path, stored_name, stored[stored_name].entries[stored_name], tensor)
     for stored_name, tensor in biases.items():
@@ -74,6 +75,7 @@ def open_folder(path: Path, name: str | None = None) -> Checkpoint:
     return Checkpoint(
         path, "safetensors", config, name or path.resolve().name, found, partial(open_tokenizer, path),
         partial(read_chat_template, path), notices,
+        stored_config=paligemma_as_stored(data, []) if config.prefix_lm else None,
     )  # fmt: skip
 
 
@@ -106,7 +108,7 @@ def _leaf(file: SafetensorsFile, stored_name: str, tensor: Tensor) -> Leaf:
     array = file.array(stored_name)
     if tensor.is_norm:
         return Dense(array.astype(np.float32))
-    return Dense(array[: tensor.shape[0]].reshape(tensor.shape))
+    return Dense(array.T if tensor.transposed else array[: tensor.shape[0]].reshape(tensor.shape))
 
 
 def _affine(stored: Stored, stored_name: str, tensor: Tensor) -> Leaf:
@@ -161,21 +163,8 @@ def _prefix_of(tensor: Tensor, decoder: str, stored: Stored) -> str:
     return decoder
 
 
-def _account_for_others(
-    path: Path, stored: Stored, names: dict[str, Tensor], multimodal: bool, notices: list[str]
-) -> None:
-    others = [n for n in stored if n not in names and n not in HEADS]
-    vision = [n for n in others if multimodal and n.startswith(VISION_PREFIXES)]
-    unknown = sorted(set(others) - set(vision))
-    if unknown:
-        raise GemmaryError(f"{path} holds {_some(unknown)}, which this model does not have")
-    if vision:
-        total = sum(stored[n].entries[n].end - stored[n].entries[n].begin for n in vision)
-        notices.append(f"{len(vision)} vision tensors ({total / 1e9:.2f} GB) are set aside: text only")
-
-
 def _check_tensor(path: Path, name: str, entry: Entry, tensor: Tensor) -> None:
-    shape = tensor.shape
+    shape = tensor.shape[::-1] if tensor.transposed else tensor.shape
     if tensor.name == "embed" and entry.shape and PADDED_ROWS.get(entry.shape[0]) == tensor.shape[0]:
         shape = (entry.shape[0], *tensor.shape[1:])  # the other rows are no tokens
     if tensor.name == "vision.patch" and len(entry.shape) == 4 and entry.shape[1] == 3:

@@ -19,7 +19,7 @@ from gemmary.checkpoints.tensors import Tensor, bias_name, hub_name, tensors
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
 from gemmary.files import HashingFile, atomic_folder
-from gemmary.quantize.leaves import FLOATS, Affine, Dense, Leaf
+from gemmary.quantize.leaves import FLOATS, Affine, Dense, Leaf, transposed
 from gemmary.quantize.pieces import pieces
 
 SHARD_BYTES = 5_000_000_000
@@ -37,6 +37,8 @@ class _Part:
 
     def leaf(self, source: Source) -> Leaf:
         leaf = source.lookup(self.tensor.name)
+        if self.tensor.transposed:
+            return transposed(leaf)
         return Dense(leaf.bias) if self.is_bias and isinstance(leaf, Affine) else leaf
 
 
@@ -76,8 +78,9 @@ def _parts(config: Config, table: Iterable[Tensor]) -> Iterator[_Part]:
     for tensor in table:
         name = hub_name(config, tensor)
         edge = config.vision.patch_size if config.vision else 0
+        shape = tensor.shape[::-1] if tensor.transposed else tensor.shape
         is_patch = tensor.name == "vision.patch"  # a convolution in files
-        yield _Part(name, (tensor.shape[0], 3, edge, edge) if is_patch else tensor.shape, tensor)
+        yield _Part(name, (tensor.shape[0], 3, edge, edge) if is_patch else shape, tensor)
         if tensor.bias:
             yield _Part(bias_name(name), tensor.shape[:1], tensor, is_bias=True)
 

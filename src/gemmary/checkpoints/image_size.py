@@ -32,8 +32,8 @@ def with_image_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
         vision = replace(config.vision, image_size=image_size)
     except ValueError as error:
         raise GemmaryError(f"an image size of {image_size} is not possible: {error}") from None
-    if vision.num_patches >= config.context_length:
-        raise GemmaryError(f"{image_size} pixels are {vision.num_patches:,} tokens: more than the model's context")
+    if vision.num_tokens >= config.context_length:
+        raise GemmaryError(f"{image_size} pixels are {vision.num_tokens:,} tokens: more than the model's context")
 
     def positions() -> Leaf:
         return Dense(resampled(checkpoint.lookup(POSITION).dequantize(), vision.side))

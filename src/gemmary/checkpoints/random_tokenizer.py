@@ -23,6 +23,8 @@ def stand_in(config: Config) -> Tokenizer:
     types = [PieceType.NORMAL] * size
     byte, turn = _FIRST_BYTE.get(size, 217), _FIRST_TURN.get(size, 106)
     control = _SPECIAL | {turn: "<start_of_turn>", turn + 1: "<end_of_turn>"}
+    if size == 262_144:
+        control |= {255_999: "<start_of_image>", 256_000: "<end_of_image>"}
     for i, piece in control.items():
         pieces[i], types[i] = piece, PieceType.CONTROL
     for value in range(256):

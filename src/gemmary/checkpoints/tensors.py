@@ -26,6 +26,8 @@ class Row:
     needs: str = ""
     bias: bool = False
     """Beside the weight there is a bias, of the same name but for its ending, one number an output."""
+    transposed: bool = False
+    """Files hold it as [in, out]."""
 
     @property
     def is_norm(self) -> bool:
@@ -82,9 +84,20 @@ VISION_TABLE: tuple[Row, ...] = (
     Row(_VL + "up", (_VF, _VD), _BLOCK + "mlp.fc1.weight", "v.blk.{i}.ffn_up.weight", bias=True),
     Row(_VL + "down", (_VD, _VF), _BLOCK + "mlp.fc2.weight", "v.blk.{i}.ffn_down.weight", bias=True),
     Row(_V + "final_norm", (_VD,), "post_layernorm.weight", "v.post_ln.weight", bias=True),
-    Row(_V + "projector", (_D, _VD), "multi_modal_projector.linear.weight", "mm.0.weight", bias=True),
 )
 """The tower. Patches are embedded by a convolution [D, 3, rows, columns] in files; flattened it is our matrix."""
+
+_MM = "multi_modal_projector."
+_MATRIX, _GGUF_MATRIX = _MM + "mm_input_projection_weight", "mm.input_projection.weight"
+
+PROJECTOR_TABLES: dict[bool, tuple[Row, ...]] = {
+    False: (Row(_V + "projector", (_D, _VD), _MM + "linear.weight", "mm.0.weight", bias=True),),
+    True: (
+        Row(_V + "soft_norm", (_VD,), _MM + "mm_soft_emb_norm.weight", "mm.soft_emb_norm.weight"),
+        Row(_V + "projector", (_D, _VD), _MATRIX, _GGUF_MATRIX, transposed=True),
+    ),
+}
+"""What brings the tower's output to the decoder, without and with `VisionConfig.soft_norm`."""
 
 FAMILY_NAMES: dict[Family, dict[str, str]] = {
     # Gemma 1 has no norm after its branches; Hugging Face calls the one before the MLP "post attention" (trap T16).
@@ -103,14 +116,6 @@ TOWERS: tuple[str, ...] = ("vision_tower.vision_model.", "vision_tower.", "model
 HEADS: tuple[str, ...] = ("lm_head.weight", "language_model.lm_head.weight")
 """A tied head that was stored all the same: it must equal the embedding table."""
 
-VISION_PREFIXES: tuple[str, ...] = (
-    "vision_tower.",
-    "multi_modal_projector.",
-    "model.vision_tower.",
-    "model.multi_modal_projector.",
-)
-"""The tensors of a multimodal Gemma 3 that are not its text model."""
-
 PADDED_ROWS: dict[int, int] = {256_128: 256_000, 257_216: 257_152, 262_208: 262_144}
 """Stored rows of an embedding table -> the tokens among them (trap T17). The others were never trained."""
 
@@ -127,6 +132,8 @@ class Tensor:
     gguf: str
     bias: bool = False
     """The leaf is an `Affine` one."""
+    transposed: bool = False
+    """Files hold it as [in, out]."""
 
     @property
     def is_pooled_dense(self) -> bool:
@@ -139,7 +146,8 @@ class Tensor:
 
     @property
     def is_projector(self) -> bool:
-        return self.name == "vision.projector"
+        """Of what stands between the tower and the decoder."""
+        return self.name in ("vision.soft_norm", "vision.projector")
 
     def blocks(self, block_type: str) -> str | None:
         """What this tensor is quantized to in a model of `block_type`; None: it stays as it is.
@@ -181,7 +189,10 @@ def module_name(config: Config, tensor: Tensor) -> str:
 
 def tensors(config: Config) -> tuple[Tensor, ...]:
     """Every tensor of a model, in the order of its computation."""
-    found = _expanded(config, VISION_TABLE, config.vision.num_layers) if config.vision else []
+    found: list[Tensor] = []
+    if config.vision:
+        table = VISION_TABLE + PROJECTOR_TABLES[config.vision.soft_norm]
+        found += _expanded(config, table, config.vision.num_layers)
     found += _expanded(config, TABLE, config.num_layers)
     widths = (config.hidden_size, *config.pooled_dense)
     for i in range(len(config.pooled_dense)):
@@ -207,5 +218,11 @@ def _tensor(config: Config, row: Row, i: int) -> Tensor:
     hugging_face = FAMILY_NAMES.get(config.family, {}).get(row.name, row.hugging_face)
     shape = tuple(int(attrgetter(axis)(config)) for axis in row.axes)
     return Tensor(
-        row.name.format(i=i), shape, row.is_norm, hugging_face.format(i=i), row.gguf.format(i=i), bias=row.bias
+        row.name.format(i=i),
+        shape,
+        row.is_norm,
+        hugging_face.format(i=i),
+        row.gguf.format(i=i),
+        row.bias,
+        row.transposed,
     )

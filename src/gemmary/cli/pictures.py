@@ -30,12 +30,13 @@ class Task:
     has_masks: bool
     options: dict[str, Any]
     merge_iou: float | None
+    is_raw: bool = False
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Task:
         """Raises GemmaryError for flags that do not go together."""
         if arguments.system is not None:
-            raise GemmaryError("--system needs an instruction-tuned model, which does not see pictures")
+            raise GemmaryError("--system does not go with pictures: say it in the prompt")
         if arguments.merge_iou is not None and not 0 < arguments.merge_iou <= 1:
             raise GemmaryError(f"--merge-iou is a share above 0 and at most 1, not {arguments.merge_iou}")
         prompt = run.read_prompt(arguments.prompt)
@@ -44,12 +45,17 @@ class Task:
             options["resize"] = arguments.resize
         asked = None if arguments.raw else _OBJECTS.fullmatch(prompt)
         labels = tuple(filter(None, (label.strip() for label in asked[2].split(";")))) if asked else ()
-        return cls(prompt, labels, asked is not None and asked[1] == "segment", options, arguments.merge_iou)
+        return cls(
+            prompt, labels, asked is not None and asked[1] == "segment", options, arguments.merge_iou, arguments.raw
+        )
 
     def ask(self, model: Model, image: Any) -> Stream:
         """image: one picture, or several for a free prompt."""
         if not self.labels:
-            return model.stream(self.prompt, image=image, **self.options)
+            prompt: Any = self.prompt
+            if model.instruction_tuned and not self.is_raw:
+                prompt = model.chat_prompt(prompt, len(image) if isinstance(image, list) else 1)
+            return model.stream(prompt, image=image, **self.options)
         ids, options = model.objects_prompt(self.labels, has_masks=self.has_masks, **self.options)
         return model.stream(ids, image=image, **options)
 

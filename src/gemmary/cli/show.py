@@ -111,13 +111,18 @@ def costs_of(config: Config) -> dict[str, int]:
 def pictures_of(config: Config, vision: VisionConfig) -> list[tuple[str, str]]:
     """What there is to know of a model that sees: its tower, and the conventions where published code differs."""
     side = vision.image_size
-    said = ["a picture's tokens enter unscaled"]
     if config.prefix_lm:
-        said += ["a prompt sees itself whole", "no sliding window", "no cap of the logits"]
+        whose, said = (
+            "as big_vision has it",
+            ["a prompt sees itself whole", "no sliding window", "no cap of the logits"],
+        )
+    else:
+        whose, said = "as in training", ["a picture sees itself whole", "text is causal"]
+    said = ["a picture's tokens enter unscaled", *said]
     return [
-        ("pictures", f"{side:,} x {side:,} pixels, {vision.num_patches:,} tokens each"),
+        ("pictures", f"{side:,} x {side:,} pixels, {vision.num_tokens:,} tokens each"),
         ("tower", f"{vision.num_layers} layers, {vision.hidden_size:,} wide, {config.vision_parameters:,} parameters"),
-        ("as big_vision has it", ", ".join(said)),
+        (whose, ", ".join(said)),
     ]
 
 

@@ -31,7 +31,8 @@ Rows rows_named(const std::string& name) {
   if (name == "R") return Rows::outputs;
   if (name == "S") return Rows::sequences;
   if (name == "P") return Rows::places;
-  throw std::invalid_argument("rows are T, R, S or P, not " + name);
+  if (name == "G") return Rows::groups;
+  throw std::invalid_argument("rows are T, R, S, P or G, not " + name);
 }
 
 std::vector<std::string> available_isas() {
@@ -175,7 +176,7 @@ void run(Program& program, const Ints& tokens, const Ints& positions, const std:
   step.outputs = outputs.data();
   step.sequences = sequences.data();
   step.rows = {static_cast<int64_t>(tokens.shape(0)), static_cast<int64_t>(outputs.shape(0)), static_cast<int64_t>(sequences.shape(0)),
-               places ? static_cast<int64_t>(places->shape(0)) : 0};
+               places ? static_cast<int64_t>(places->shape(0)) : 0, static_cast<int64_t>(tokens.shape(0)) / program.group()};
   if (places) step.places = places->data();
   if (positions.shape(0) != tokens.shape(0)) throw std::invalid_argument("tokens and positions differ in number");
   if (adapters) {
@@ -300,6 +301,7 @@ void bind_native(nb::module_& module) {
       .def("geglu", [](Program& p, std::string label, int out, int gate, int up) { p.append(Geglu{gate, up, out}, std::move(label)); })
       .def("add", [](Program& p, std::string label, int out, int a, int b) { p.append(Add{a, b, out}, std::move(label)); })
       .def("place", [](Program& p, std::string label, int out, int x, int values) { p.append(Place{x, values, out}, std::move(label)); })
+      .def("pool", [](Program& p, std::string label, int out, int x, int64_t count) { p.append(PoolRows{x, count, out}, std::move(label)); })
       .def("take", [](Program& p, std::string label, int out, int x) { p.append(Take{x, out}, std::move(label)); })
       .def("softcap", [](Program& p, std::string label, int out, int x, float cap) {
         p.append(Softcap{x, cap, out}, std::move(label));

@@ -89,6 +89,7 @@ class Costing {
   Cost operator()(const Geglu& i) const { return elementwise({i.gate, i.up, i.out}, i.out, 10); }
   Cost operator()(const Add& i) const { return elementwise({i.a, i.b, i.out}, i.out, 1); }
   Cost operator()(const Place& i) const { return elementwise({i.values, i.values}, i.out, 0); }
+  Cost operator()(const PoolRows& i) const { return elementwise({i.x, i.out}, i.x, 1); }
   Cost operator()(const Take& i) const { return elementwise({i.out, i.out}, i.out, 0); }
   Cost operator()(const Softcap& i) const { return elementwise({i.x, i.out}, i.out, 3); }
   Cost operator()(const MeanPool& i) const { return elementwise({i.x, i.out}, i.x, 1); }

@@ -191,6 +191,13 @@ class Executor {
     });
   }
 
+  void operator()(const PoolRows& i) {
+    const int64_t width = buffer(i.x).width, each = i.count * width;
+    spread(rows(i.out), each, [&](int64_t begin, int64_t end) {
+      for (int64_t g = begin; g < end; g++) step_kernels_.mean_rows(data(i.x) + g * each, data(i.out) + g * width, i.count, static_cast<int>(width));
+    });
+  }
+
   void operator()(const Take& i) {
     const int64_t width = buffer(i.x).width;
     spread(rows(i.out), width, [&](int64_t begin, int64_t end) {

@@ -108,6 +108,12 @@ struct Checker {
     rows(i.values, Rows::places);
     width(i.values, at(i.x).width);
   }
+  void operator()(const PoolRows& i) const {
+    rows(i.x, Rows::tokens);
+    rows(i.out, Rows::groups);
+    width(i.out, at(i.x).width);
+    require(i.count > 0, "a group has at least one token");
+  }
   void operator()(const Take& i) const {
     rows(i.x, Rows::tokens);
     rows(i.out, Rows::outputs);
@@ -154,6 +160,10 @@ void Program::append(Instruction instruction, std::string label) {
     kv_heads_ = attention->kv_heads;
     head_dim_ = head_dim;
   }
+  if (const PoolRows* pool = std::get_if<PoolRows>(&instruction)) {
+    require(group_ == 1 || group_ == pool->count, "all groups of a program are of one size");
+    group_ = pool->count;
+  }
   if (const Linear* linear = std::get_if<Linear>(&instruction); linear && !linear->adapters.empty()) {
     require(adapters_ == 0 || adapters_ == linear->adapters[0].size(), "all products have the same adapters");
     adapters_ = linear->adapters[0].size();
@@ -162,8 +172,9 @@ void Program::append(Instruction instruction, std::string label) {
 }
 
 void Program::check(const StepInputs& step) const {
-  const auto [tokens, outputs, sequences, places] = step.rows;
+  const auto [tokens, outputs, sequences, places, groups] = step.rows;
   require(tokens > 0, "a step needs at least one token");
+  require(groups * group_ == tokens, "the step's tokens do not divide into groups");
   require(tokens <= kMaxRows && outputs <= kMaxRows && sequences <= kMaxRows && places <= kMaxRows, "a step takes at most 2^20 tokens: split it");
   require(static_cast<int>(step.visible.size()) == kinds_, "the step lacks the visible keys of some kind of layer");
   require(static_cast<int>(step.externals.size()) == externals_, "the step lacks an array");

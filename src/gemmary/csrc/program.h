@@ -1,7 +1,7 @@
 // A recorded model: instructions on numbered buffers, run for any number of tokens without a word of Python.
 //
-// T tokens, R rows whose logits are wanted, S sequences and P rows from elsewhere (of pictures) are numbers of the run. A buffer is float32
-// [T or R or S or P, width]. It lives in a slot that buffers of other times share, or is an array that the caller brings (what the program
+// T tokens, R rows whose logits are wanted, S sequences, P rows from elsewhere (of pictures) and G groups of consecutive tokens are numbers
+// of the run. A buffer is float32 [T or R or S or P or G, width]. It lives in a slot that buffers of other times share, or is an array that the caller brings (what the program
 // is fed beside tokens, the results, the taps).
 #pragma once
 
@@ -19,7 +19,7 @@
 
 namespace gemmary {
 
-enum class Rows : uint8_t { tokens, outputs, sequences, places };
+enum class Rows : uint8_t { tokens, outputs, sequences, places, groups };
 
 struct Slot {
   Rows rows;
@@ -58,12 +58,13 @@ struct Gelu { int x, out; };
 struct Geglu { int gate, up, out; };
 struct Add { int a, b, out; };
 struct Place { int x, values, out; };  // x, with the run's `places` replaced by the rows of values
+struct PoolRows { int x; int64_t count; int out; };  // the mean of each `count` tokens, a group
 struct Take { int x, out; };
 struct Softcap { int x; float cap; int out; };
 struct MeanPool { int x, out; };
 struct L2Normalize { int x, out; };
-using Instruction = std::variant<Embed, Linear, RmsNorm, LayerNorm, RopeAngles, Rope, Attention, Gelu, Geglu, Add, Place, Take, Softcap, MeanPool,
-                                 L2Normalize>;
+using Instruction = std::variant<Embed, Linear, RmsNorm, LayerNorm, RopeAngles, Rope, Attention, Gelu, Geglu, Add, Place, PoolRows, Take, Softcap,
+                                 MeanPool, L2Normalize>;
 
 // One step's arrays. Everything is checked by Program::run before anything is computed.
 struct StepInputs {
@@ -73,7 +74,7 @@ struct StepInputs {
   const int32_t* sequences = nullptr;   // [S][2]: first row, one past the last; together they are 0 … T in order
   std::vector<const int32_t*> visible;  // for each kind [T][2]
   const int32_t* places = nullptr;      // [P] rows of T, ascending
-  std::array<int64_t, 4> rows{};        // T, R, S, P
+  std::array<int64_t, 5> rows{};        // T, R, S, P, G
   std::vector<KvCache*> caches;         // [S], or empty for a program without attention
   struct External {
     float* data;
@@ -109,6 +110,9 @@ class Program {
 
   // Appends an instruction; throws std::invalid_argument if its shapes disagree. `label` names it in the profile.
   void append(Instruction instruction, std::string label);
+
+  // Tokens of a group; 1 where nothing is pooled.
+  int64_t group() const { return group_; }
 
   // Runs a step and takes its keys into the caches. Throws std::invalid_argument, before anything has changed, if the inputs are not a
   // step of this program, and std::bad_alloc. Callers on several threads wait for one another.
@@ -166,6 +170,7 @@ class Program {
   int kinds_;
   int externals_;
   size_t adapters_ = 0;  // of every product that has any
+  int64_t group_ = 1;
   int heads_ = 0, kv_heads_ = 0, head_dim_ = 0;  // of every attention; 0 without one
   bool profiling_ = false;
 

@@ -70,7 +70,7 @@ class Engine(Protocol):
         ...
 
     def see(self, pixels: Pixels, taps: dict[str, Logits] | None = None) -> Logits:
-        """Pictures as tokens [pictures * patches, D], float32: what a batch puts in their places."""
+        """Pictures as tokens [pictures * num_tokens, D], float32: what a batch puts in their places."""
         ...
 
     def embed(self, batch: Batch, taps: dict[str, Logits] | None = None) -> Logits:

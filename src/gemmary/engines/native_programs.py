@@ -30,10 +30,12 @@ class Compiled:
 
     program: Any
     outputs: dict[str, Value]
+    group: int = 1
+    """Tokens of a group."""
 
     def arrays(self, tokens: int, outputs: int = 0, sequences: int = 0) -> dict[str, Logits]:
         """Room for what a run with so many rows of each kind fills."""
-        counts = {"T": tokens, "R": outputs, "S": sequences}
+        counts = {"T": tokens, "R": outputs, "S": sequences, "G": tokens // self.group}
         return {
             name: np.empty((counts[value.rows], value.width), dtype=np.float32) for name, value in self.outputs.items()
         }
@@ -64,7 +66,7 @@ def compile_program(
     outputs = {result: out} | (ops.taps if tapped else {})
     with core_errors():
         program = compile_trace(_core, runtime, ops, [*inputs, *outputs.values()], kinds)
-    return Compiled(program, outputs)
+    return Compiled(program, outputs, ops.group)
 
 
 def run_step(compiled: Compiled, config: Config, batch: Batch, caches: Sequence[KvCache]) -> dict[str, Logits]:
@@ -100,17 +102,18 @@ def run_tower(
     for first in range(0, len(rows), len(caches)):
         now = rows[first : first + len(caches)]
         part = slice(now[0].start, now[-1].stop)
+        parts = {"T": part, "G": slice(part.start // compiled.group, part.stop // compiled.group)}
         for cache in caches:
             cache.reset()
         with core_errors(f"{len(now)} pictures at once"):
             compiled.program.run(
                 fed.positions[part],  # what the table of positions is asked for
-                fed.positions[part],
+                np.concatenate([np.arange(each.stop - each.start, dtype=np.int32) for each in now]),
                 [fed.visible[part]],
                 _NO_ROWS,
                 _ranges([slice(each.start - part.start, each.stop - part.start) for each in now]),
                 list(caches[: len(now)]),
-                [fed.patches[part], *(array[part] for array in arrays.values())],
+                [fed.patches[part], *(array[parts[compiled.outputs[name].rows]] for name, array in arrays.items())],
             )
     return arrays
 

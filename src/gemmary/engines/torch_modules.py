@@ -86,7 +86,7 @@ class Model(nn.Module):
         return result
 
     def see(self, ops: TorchOps, pictures: vision.Pictures, cache: StepCache) -> torch.Tensor:
-        """Pictures as tokens of the decoder [P, D]."""
+        """Pictures as tokens of the decoder [M, D]."""
         result: torch.Tensor = vision.embeddings(ops, self.config, Leaves(self._leaf), pictures, cache, self._run_block)
         return result
 

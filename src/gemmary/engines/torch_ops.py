@@ -216,6 +216,9 @@ class TorchOps:
     def place(self, x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
         return x.index_copy(0, rows, values.to(x.dtype))
 
+    def pool(self, x: Tensor, count: int) -> Tensor:
+        return x.float().view(-1, count, x.shape[-1]).mean(dim=1).to(x.dtype)
+
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
 

@@ -1,8 +1,8 @@
 """Records the model instead of running it: ops on named buffers, then a plan of where each buffer lives.
 
 `TraceOps` is an implementation of `ops/spec.Ops` whose arrays are `Value`s: rows of a kind (T tokens, R rows whose
-logits are wanted, S sequences, P rows that come from elsewhere) times a width. `compile_trace` hands what it records
-to the C++ program that replays it.
+logits are wanted, S sequences, P rows that come from elsewhere, G groups of tokens) times a width. `compile_trace`
+hands what it records to the C++ program that replays it.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class TraceOps:
     """Rows and width of each buffer."""
     instructions: list[Instruction] = field(default_factory=list)
     taps: dict[str, Value] = field(default_factory=dict)
+    group: int = 1
+    """Tokens of a group."""
 
     def value(self, rows: str, width: int, heads: int = 1) -> Value:
         self.shapes.append((rows, width))
@@ -122,6 +124,10 @@ class TraceOps:
 
     def place(self, x: Value, rows: Any, values: Value) -> Value:
         return self._record("place", self._like(x), [x, values])
+
+    def pool(self, x: Value, count: int) -> Value:
+        self.group = count
+        return self._record("pool", self.value("G", x.width), [x], count)
 
     def take(self, x: Value, rows: Any) -> Value:
         return self._record("take", self.value("R", x.width), [x])

@@ -12,7 +12,7 @@ from itertools import takewhile
 
 import numpy as np
 
-from gemmary.batch import Batch, Chunk
+from gemmary.batch import Batch, Chunk, uncut
 from gemmary.config import Config
 from gemmary.engines import Engine
 from gemmary.errors import GemmaryError
@@ -106,7 +106,7 @@ class Scheduler:
         ids = np.asarray(request.prompt)
         if vision := self.config.vision:
             is_place = ids == self.config.image_token_id
-            places, needed = int(is_place.sum()), len(request.pictures) * vision.num_patches
+            places, needed = int(is_place.sum()), len(request.pictures) * vision.num_tokens
             if places != needed:
                 raise GemmaryError(
                     f"the prompt has {places:,} places (id {self.config.image_token_id}) for tokens of pictures; "
@@ -189,11 +189,12 @@ class Scheduler:
 
     def _seen(self, request: Request, chunk: Chunk) -> Chunk:
         """The chunk with what stands in the places for pictures that are in it."""
-        count = chunk.tokens.count(self.config.image_token_id) if request.pictures and not request.decoding else 0
-        if not count:
+        place, vision = self.config.image_token_id, self.config.vision
+        if vision is None or not request.pictures or request.decoding or place not in chunk.tokens:
             return chunk
-        before = request.tokens(0, chunk.start).count(self.config.image_token_id)
-        return replace(chunk, pictures=self.sight.see(request.pictures)[before : before + count])
+        first = request.tokens(0, chunk.start).count(place) // vision.num_tokens
+        count = chunk.tokens.count(place) // vision.num_tokens
+        return replace(chunk, pictures=self.sight.see(request.pictures[first : first + count]))
 
     @contextmanager
     def _ending(self, requests: Sequence[Request]) -> Iterator[None]:
@@ -246,11 +247,12 @@ class Scheduler:
                 continue
             prefix = len(request.prompt) if self.config.bidirectional else request.prefix
             size = min(left, len(request.prompt) - request.computed)
-            if request.computed < prefix and size < prefix - request.computed:
-                # Tokens that see each other go in one chunk, larger than the budget if no other prompt is in the step.
-                if left < whole_step:
-                    break
-                size = prefix - request.computed
+            size = uncut(self.config, request.prompt, request.computed, size)
+            if request.computed < prefix:
+                size = max(size, prefix - request.computed)
+            # Tokens that see each other go in one chunk, larger than the budget if no other prompt is in the step.
+            if left < size and left < whole_step:
+                break
             last = request.computed + size == len(request.prompt)
             tokens = request.tokens(request.computed, request.computed + size)
             seen = 0 if request.computed else request.prefix  # what comes later sees all of it anyway

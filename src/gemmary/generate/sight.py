@@ -43,7 +43,7 @@ class Sight:
         self._seen: OrderedDict[bytes, Logits] = OrderedDict()
 
     def see(self, pictures: Sequence[Picture]) -> Logits:
-        """[pictures * patches, D]. Each picture goes through the tower alone, so that nothing depends on the others."""
+        """[pictures * num_tokens, D]. Each picture goes through the tower alone, so nothing depends on the others."""
         return np.concatenate([self._see(picture) for picture in pictures])
 
     def _see(self, picture: Picture) -> Logits:

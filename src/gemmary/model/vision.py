@@ -1,7 +1,8 @@
-"""The tower that reads pictures, and its projection to the decoder's width: SigLIP, as PaliGemma has it.
+"""The tower that reads pictures, and its projection to the decoder's width: SigLIP, as PaliGemma and Gemma 3 have it.
 
-Axes: P patches of all pictures of the call, C the tower's width, N heads, H head_dim, F intermediate_size, D the
-decoder's width. A picture's patches lie in a row, line by line, and see each other and no other picture's.
+Axes: P patches of all pictures of the call, M tokens that become of them (where none are pooled, P), C the tower's
+width, N heads, H head_dim, F intermediate_size, D the decoder's width. A picture's patches lie in a row and see each
+other and no other picture's; those that become one token lie side by side.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ class Pictures:
     patches: Any
     """[P, 3 * rows * columns] pixel values in [-1, 1], a patch's channels one after the other."""
     positions: Any
-    """[P] place of each patch in its picture, from 0, line by line."""
+    """[P] place of each patch in its picture, counted from 0, line by line."""
     visible: Any
-    """[P, 2] first and last place that each sees: all of its own picture."""
+    """[P, 2] first and last of its picture's patches that each sees: all of them."""
 
 
 def block(ops: Ops, vision: VisionConfig, w: Leaves, index: int, x: Any, visible: Any, cache: Any) -> tuple[Any, Any]:
@@ -45,7 +46,7 @@ def embeddings(
     cache: Any,
     run_block: Callable[..., Any] = block,
 ) -> Any:
-    """Pictures as tokens of the decoder [P, D], to be put in the place of placeholders, unscaled.
+    """Pictures as tokens of the decoder [M, D], to be put in the place of placeholders, unscaled.
 
     run_block: as in `decoder.hidden_states`.
     """
@@ -55,5 +56,9 @@ def embeddings(
     x = ops.add(ops.linear(pictures.patches, w.patch), ops.embed(w.position, pictures.positions, 1.0))
     for index in range(vision.num_layers):
         x, cache = run_block(ops, vision, w.layer(index), index, x, pictures.visible, cache)
-    x = ops.layer_norm(x, w.final_norm, vision.layer_norm_eps)
-    return ops.tap("vision.embeddings", ops.linear(ops.tap("vision.hidden", x), w.projector))
+    x = ops.tap("vision.hidden", ops.layer_norm(x, w.final_norm, vision.layer_norm_eps))
+    if vision.pool > 1:
+        x = ops.pool(x, vision.pool**2)
+    if vision.soft_norm:
+        x = ops.rms_norm(x, w.soft_norm, vision.layer_norm_eps)
+    return ops.tap("vision.embeddings", ops.linear(x, w.projector))

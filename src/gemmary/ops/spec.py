@@ -93,6 +93,10 @@ class Ops(Protocol):
         """[T, D] with the rows [M] of it replaced by values [M, D], rounded once to the activation dtype."""
         ...
 
+    def pool(self, x: Any, count: int) -> Any:
+        """[M * count, D] -> [M, D]: the mean of each `count` rows that follow one another, float32 inside."""
+        ...
+
     def add(self, x: Any, y: Any) -> Any:
         """Elementwise sum, rounded once to the activation dtype."""
         ...

@@ -191,6 +191,11 @@ class Affine:
         self.weight.release(start, stop)
 
 
+def transposed(leaf: Leaf) -> Dense:
+    """A matrix the other way round; one in blocks in float32."""
+    return Dense((leaf.array if isinstance(leaf, Dense) else leaf.dequantize()).T)
+
+
 def padded_columns(format: str, columns: int) -> int:
     """Columns of a matrix with those that fill up its last blocks."""
     size, _ = blocks.BLOCK_SIZES.get(format, (1, 0))

@@ -33,6 +33,7 @@ from gemmary.tune.settings import Settings
 
 CONFIG = "config.yaml"
 FREE = {"model", "data", "out", "validation", "test", "device", "threads", "gradient_checkpointing"} | {
+    "tensor_parallel",
     "checkpoint_every",
     "keep_checkpoints",
     "resume",
@@ -57,7 +58,7 @@ def tune(settings: Settings, progress: Progress | None = None) -> Result:
         torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    with joined(device) as world:
+    with joined(device, settings.tensor_parallel) as world:
         return _tune(settings, out, device, dtype, world, progress or Silent() if world.leads else Silent())
 
 

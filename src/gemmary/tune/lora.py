@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from gemmary.engines.torch_modules import Model
@@ -65,7 +66,7 @@ class LoraLinear(nn.Module):
         """[T, I] -> [T, O]."""
         drops = self.training and self.dropout > 0
         a, b = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
-        if self.magnitude is None and not drops:
+        if self.magnitude is None and not drops and not isinstance(x, DTensor):
             result: Tensor = _Adapted.apply(x, self.base, a, b, self.scale)  # type: ignore[no-untyped-call]
             return result
         y: Tensor = self.base(x)

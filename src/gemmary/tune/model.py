@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -28,6 +29,7 @@ from gemmary.tune.lora import LoraLinear, attach
 from gemmary.tune.losses import DenseTable, Table, cross_entropy
 from gemmary.tune.packing import MicroBatch
 from gemmary.tune.settings import Settings
+from gemmary.tune.tensor_parallel import check
 
 if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
@@ -50,7 +52,7 @@ class TuneModel(Model):
         self.recomputes = settings.gradient_checkpointing == "on"
         """Activations inside the blocks are computed again in the backward pass, to the same bits, and not kept.
         Whether `auto` means that, `tune/room.py` has decided before."""
-        self.trains_tower = checkpoint.config.vision is not None and settings.trains_tower
+        self.trains_tower = checkpoint.config.prefix_lm and settings.trains_tower
         if settings.method != "full":
             self.requires_grad_(False)
             self.adapters = attach(self, settings)
@@ -95,7 +97,7 @@ class TuneModel(Model):
         )
         with nullcontext() if self.trains_tower else torch.no_grad():
             tokens = self.see(ops, pictures, StepCache([None] * len(rows), rows))
-        if len(micro.shown) == len(rows):  # each stands in one place, and they come in the order of the places
+        if np.array_equal(micro.shown, np.arange(len(rows))):
             return tokens
         return tokens.view(len(rows), -1, tokens.shape[1])[torch.from_numpy(micro.shown).to(self.device)].flatten(0, 1)
 
@@ -194,6 +196,8 @@ def build(checkpoint: Checkpoint, settings: Settings, device: torch.device, dtyp
     """
     if checkpoint.config.bidirectional:
         raise GemmaryError(f"{checkpoint.name} is an embedding model: it has no next-token scores to tune on")
+    if settings.tensor_parallel > 1:
+        check(checkpoint.config, settings.tensor_parallel, settings.method, settings.lora_dropout, settings.dora)
     if settings.method == "qlora" and device.type != "cpu":
         raise GemmaryError(f"a quantized base is tuned on the CPU only, not on {device}: choose --device cpu")
 
@@ -204,6 +208,7 @@ def build(checkpoint: Checkpoint, settings: Settings, device: torch.device, dtyp
         """Widened to float32 a tile at a time, with the same result as all at once: narrow weights stay narrow."""
         leaf = checkpoint.lookup(tensor.name)
         wide = tensor.is_norm or leaf.format == "F32" or dtype != torch.float32 or device.type != "cpu"
+        wide = wide or (settings.tensor_parallel > 1 and tensor.name != "embed")  # panels cannot be divided
         return dense(tensor) if wide or tensor.name in TABLES[1:] else packed(tensor, leaf, None)
 
     def quantized(tensor: Tensor) -> nn.Module:
@@ -219,7 +224,7 @@ def build(checkpoint: Checkpoint, settings: Settings, device: torch.device, dtyp
         return QuantizedEmbedding(leaf, format) if tensor.name == "embed" else QuantizedLinear(leaf, dtype, format)
 
     def master(tensor: Tensor) -> nn.Module:
-        if tensor.name.startswith("vision.") and not settings.trains_tower:
+        if tensor.name.startswith("vision.") and not (checkpoint.config.prefix_lm and settings.trains_tower):
             return frozen(tensor)
         return module_of(tensor, checkpoint.lookup, torch.float32, device, MasterLinear)
 

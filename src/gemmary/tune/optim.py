@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from gemmary.errors import GemmaryError
 from gemmary.tune.parallel import whole
@@ -40,10 +41,12 @@ def make_optimizer(name: str, trained: Mapping[str, nn.Parameter], weight_decay:
     Norms (the parameters of one axis) do not decay. Betas and eps are PyTorch's defaults (0.9, 0.999, 1e-8). The
     learning rate is set before each step; Adafactor's is relative to the root mean square of the weight that it moves.
     """
-    groups = [
-        {"params": [p for p in trained.values() if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained.values() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups = []
+    for alike in _alike(trained.values()):
+        groups += [
+            {"params": [p for p in alike if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in alike if p.ndim <= 1], "weight_decay": 0.0},
+        ]
     groups = [group for group in groups if group["params"]]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, fused=True)
@@ -58,11 +61,30 @@ def update(optimizer: torch.optim.Optimizer, rate: float, clip: float) -> float:
     Nothing moves where the norm is not finite. The gradients are freed.
     """
     moved = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(moved, clip if clip > 0 else math.inf)
-    value = float(whole(norm))
+    value = _clip(moved, clip if clip > 0 else math.inf)
     if math.isfinite(value):
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return value
+
+
+def _alike(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Divided over the same processes: PyTorch's fused operations take no others together."""
+    kinds: dict[object, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        kinds.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)
+    return list(kinds.values())
+
+
+def _clip(parameters: list[nn.Parameter], most: float) -> float:
+    """Scales gradients down together so that their norm is at most `most`, and returns what it was."""
+    kinds = _alike(p for p in parameters if p.grad is not None)
+    if len(kinds) <= 1:
+        return float(whole(nn.utils.clip_grad_norm_(parameters, most)))
+    gradients = [[p.grad for p in alike if p.grad is not None] for alike in kinds]
+    norm = torch.stack([whole(nn.utils.get_total_norm(alike)) for alike in gradients]).norm()
+    for alike in kinds:
+        nn.utils.clip_grads_with_norm_(alike, most, norm)
+    return float(norm)

@@ -218,4 +218,4 @@ def _unseen(config: Config, example: Example) -> npt.NDArray[np.float32] | None:
     """What stands in the places of an example's pictures: nothing yet, the tower runs in the step itself."""
     if config.vision is None or not example.pictures:
         return None
-    return np.empty((config.vision.num_patches * len(example.pictures), 0), np.float32)
+    return np.empty((config.vision.num_tokens * len(example.pictures), 0), np.float32)

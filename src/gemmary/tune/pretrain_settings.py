@@ -41,8 +41,10 @@ def tower(value: Any) -> VisionConfig:
         return value
     if isinstance(value, str):
         value = dict(part.strip().partition("=")[::2] for part in value.split(","))
-    known = [each.name for each in fields(VisionConfig) if each.name != "layer_norm_eps"]
-    if not isinstance(value, Mapping) or set(value) - {"layer_norm_eps"} != set(known):
+    gemma3 = {"pool": 1, "soft_norm": False}  # as they are in PaliGemma, where settings written down say them
+    known = [each.name for each in fields(VisionConfig) if each.name not in ("layer_norm_eps", *gemma3)]
+    plain = {key: each for key, each in value.items() if gemma3.get(key) != each} if isinstance(value, Mapping) else {}
+    if set(plain) - {"layer_norm_eps"} != set(known):
         raise ValueError(f"{', '.join(known)}, each with a whole number")
     eps = number(0, above=True)(value.get("layer_norm_eps", 1e-6))
     try:

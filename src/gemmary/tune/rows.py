@@ -74,7 +74,7 @@ def form_of(
     chat_style: "gemma1", "gemma3" or "raw" instead. A conversation has no raw form: its template is the model's then.
     codec, mirrors: as in `Form`.
     """
-    if checkpoint.config.vision is not None:
+    if checkpoint.config.prefix_lm:  # a Gemma 3 that sees is tuned on text
         return Form("gemma1", is_raw=True, sees=checkpoint.config, codec=codec, mirrors=mirrors)
     own = style_of(checkpoint.config.family, checkpoint.chat_template)
     if chat_style == "auto":

@@ -145,6 +145,9 @@ class Settings(Options):
         default="auto",
         help="compute activations twice rather than keep them; auto: if they do not fit",
     )
+    tensor_parallel: int = option(
+        whole(1), "processes of torchrun that compute each layer together (default: 1)", default=1, metavar="N"
+    )
     threads: int | None = option(whole(1), "threads (default: one for each core)", default=None, metavar="N")
 
     # Watching and keeping --------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A picture from anywhere -> RGB -> the square of numbers that a vision tower reads.
 
 Only JPEG, PNG and WebP are decoded, and only after their header has shown that they are not too large. The aspect ratio
-is not kept: PaliGemma was trained on pictures that were squeezed into a square.
+is not kept: PaliGemma and Gemma 3 were trained on pictures that were squeezed into a square.
 """
 
 from __future__ import annotations
@@ -70,16 +70,18 @@ def size_of(path: Path) -> tuple[int, int]:
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
-def pixels(image: Image, size: int, resize: Resize = "big_vision") -> npt.NDArray[np.float32]:
+def pixels(image: Image, size: int, resize: Resize = "big_vision", *, bicubic: bool = True) -> npt.NDArray[np.float32]:
     """An RGB picture squeezed into [size, size, 3], float32 in [-1, 1].
 
     resize: "big_vision" as the checkpoints were trained: bilinear with antialiasing in float32, cut to whole numbers.
-    "transformers": bicubic in 8 bits, as its SigLIP processor does, to the bit.
+    "transformers": in 8 bits, as its processors do, to the bit: bicubic as SigLIP's, which PaliGemma has, or bilinear
+    as Gemma 3's.
     """
     from PIL import Image
 
     if resize == "transformers":
-        small = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64)
+        method = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
+        small = np.asarray(image.resize((size, size), method), dtype=np.float64)
         square: npt.NDArray[np.float32] = ((small * (1 / 255)).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
         return square
     planes = [np.asarray(plane.convert("F").resize((size, size), Image.Resampling.BILINEAR)) for plane in image.split()]
