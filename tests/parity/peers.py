@@ -17,6 +17,19 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 
+def randomize(model: Any) -> Any:
+    """The same model, with a tower, with random weights that are bfloat16 already and make every part of it count."""
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            spread = 0.3 if weight.ndim == 1 or "position" in name else 1.5 / weight[0].numel() ** 0.5
+            weight.normal_(0, spread)
+            if "layer_norm" in name or "post_layernorm" in name:
+                weight.add_(float(name.endswith("weight")))
+            weight.copy_(weight.bfloat16())
+    return model.eval()
+
+
 def peer_config(config: Config) -> Any:
     """The transformers configuration of a tiny model, written by hand from its fields."""
     shared: dict[str, Any] = {

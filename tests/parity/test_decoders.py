@@ -98,10 +98,10 @@ def test_prefix_of_tokens_that_see_each_other(name: str, precision: Precision) -
     length, prefix = 17, 9
     tokens = random_tokens(config, length)
     query, key = np.mgrid[:length, :length]
-    full = (key <= query) | ((key < prefix) & (query < prefix))
-    masks = {"full_attention": full}
-    if config.sliding_window:
-        masks["sliding_attention"] = full & (query - key < config.sliding_window)
+    causal_ones, in_prefix = key <= query, (key < prefix) & (query < prefix)
+    masks = {"full_attention": causal_ones | in_prefix}
+    if config.sliding_window:  # which the prefix is not cut by: transformers' PaliGemma 2
+        masks["sliding_attention"] = (causal_ones & (query - key < config.sliding_window)) | in_prefix
     engine = precision.open(config, random_leaves(config))
     theirs = peer_logits(peer(config, random_leaves(config)), tokens, masks)
     (logits,) = run(engine, [tokens], [prefix])

@@ -17,7 +17,7 @@ from gemmary.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
 from gemmary.config import Config, VisionConfig
 from gemmary.engines import Engine
 from tests.checkpoints.sources import TinySource
-from tests.parity.peers import torch, transformers
+from tests.parity.peers import randomize, torch, transformers
 from tests.runs import ENGINES, FLOAT32, Array, Precision, relative_error
 
 SIZE = 16
@@ -67,15 +67,7 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Path
             text_config=TEXT, vision_config=TOWER, mm_tokens_per_image=tokens, image_token_index=VOCABULARY
         )
         config._attn_implementation = "eager"
-        torch.manual_seed(7)
-        model = transformers.Gemma3ForConditionalGeneration(config).eval()
-        with torch.no_grad():
-            for path, weight in model.named_parameters():
-                spread = 0.3 if weight.ndim == 1 or "position" in path else 1.5 / weight[0].numel() ** 0.5
-                weight.normal_(0, spread)
-                if "layer_norm" in path or "post_layernorm" in path:
-                    weight.add_(float(path.endswith("weight")))
-                weight.copy_(weight.bfloat16())
+        model = randomize(transformers.Gemma3ForConditionalGeneration(config))
         folder = tmp_path_factory.mktemp("gemma3") / name
         model.save_pretrained(folder)
         made[name] = model, folder

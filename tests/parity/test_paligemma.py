@@ -22,7 +22,7 @@ from gemmary.config import Config, VisionConfig
 from gemmary.engines import open_engine
 from gemmary.errors import GemmaryError
 from gemmary.quantize.leaves import Affine, Leaf, quantized
-from tests.parity.peers import torch, transformers
+from tests.parity.peers import randomize, torch, transformers
 from tests.runs import ENGINES, Array, Lookup, Precision, relative_error, relative_rms, why_absent
 
 SIZE = 12
@@ -71,15 +71,7 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Path
             text_config=text, vision_config=seen, projection_dim=36, image_token_index=VOCABULARY
         )
         config._attn_implementation = "eager"
-        torch.manual_seed(7)
-        model = transformers.PaliGemmaForConditionalGeneration(config).eval()
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                spread = 0.3 if weight.ndim == 1 or "position" in name else 1.5 / weight[0].numel() ** 0.5
-                weight.normal_(0, spread)
-                if "layer_norm" in name or "post_layernorm" in name:
-                    weight.add_(float(name.endswith("weight")))
-                weight.copy_(weight.bfloat16())
+        model = randomize(transformers.PaliGemmaForConditionalGeneration(config))
         folder = tmp_path_factory.mktemp("paligemma") / generation
         model.save_pretrained(folder)
         model.model.language_model.embed_tokens.embed_scale.fill_(6.0)  # as bfloat16 has the root of 36

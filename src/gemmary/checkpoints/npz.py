@@ -56,25 +56,25 @@ class NpzFile:
                     self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             self.size = sum(map(len, self._maps))
             self.members = dict(self._read_members())
-        except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise GemmaryError(f"{path} is not a sound .npz file: {str(error).splitlines()[0]}") from None
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """One array, read-only: a view of the file where it lies in one part, aligned."""
         member = self.members[name]
-        data = self.bytes(member.begin, member.begin + prod(member.shape) * member.dtype.itemsize)
-        if data.__array_interface__["data"][0] % member.dtype.itemsize:
-            data = data.copy()
-        return data.view(member.dtype).reshape(member.shape)
+        return self._values(member.begin, member.dtype, member.shape)
 
     def part(self, name: str, index: int) -> npt.NDArray[Any]:
         """Element `index` of the first axis of an array, as `array` gives it."""
         member = self.members[name]
-        size = prod(member.shape[1:]) * member.dtype.itemsize
-        data = self.bytes(member.begin + index * size, member.begin + (index + 1) * size)
-        if data.__array_interface__["data"][0] % member.dtype.itemsize:
+        shape = member.shape[1:]
+        return self._values(member.begin + index * prod(shape) * member.dtype.itemsize, member.dtype, shape)
+
+    def _values(self, begin: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        data = self.bytes(begin, begin + prod(shape) * dtype.itemsize)
+        if data.__array_interface__["data"][0] % dtype.itemsize:
             data = data.copy()
-        return data.view(member.dtype).reshape(member.shape[1:])
+        return data.view(dtype).reshape(shape)
 
     def bytes(self, begin: int, end: int) -> npt.NDArray[np.uint8]:
         """Bytes of the file as if it were in one part."""
