@@ -4,15 +4,15 @@ beside them the questions of easy-vqa.
     python -m recipes.train_codec --out vision/mask_codec.npz
     python -m recipes.scenes --out vision --codec vision/mask_codec.npz
 
-`first` has scenes of one thing, from which a model learns what a place is; `all` has everything.
-
-A scene is a function of a seed and a size. The sets have seeds of their own (`SEEDS`), so no picture is in two of them.
+`places` has scenes of one thing that are asked for boxes, from which a model learns what a place is: out of everything
+at once (`all`) it does not. A scene is a function of a seed and a size. The sets have seeds of their own (`SEEDS`), so no picture is in two of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -31,8 +31,10 @@ SIZE = 128
 SEEDS = {"train": 0, "valid": 1 << 40, "test": 2 << 40, "single": 3 << 40}
 COUNTS = (0.35, 0.3, 0.2, 0.15)
 """How often a scene has one, two, three and four things."""
-MASKED = 1 / 3
+MASKED = 0.5
 """Scenes that are asked for masks: 16 codes a thing would outweigh the rest of what is learnt."""
+QUESTIONS_TIMES = 2
+"""How often each question of easy-vqa is among the rows."""
 MOST_HIDDEN = 0.15
 """Of a thing, by others."""
 _NUMBERS = ("no", "one", "two", "three", "four")
@@ -122,7 +124,8 @@ def _whole(random: np.random.Generator, size: int, part: npt.NDArray[np.float32]
 
 
 def rows(scene: Scene, image: str, random: np.random.Generator, codec: MaskCodec) -> Iterator[dict[str, Any]]:
-    """What is asked about one scene: its boxes, of some its masks too, and in turn its caption or a question."""
+    """What is asked about one scene: its boxes twice, of some its masks too, and in turn its caption or a question."""
+    yield detect_row(scene, image, random)
     yield detect_row(scene, image, random)
     if random.random() < MASKED:
         yield segment_row(scene, image, random, codec)
@@ -149,7 +152,8 @@ def segment_row(scene: Scene, image: str, random: np.random.Generator, codec: Ma
 
 
 def _asked(scene: Scene, random: np.random.Generator) -> tuple[list[str], list[tuple[Thing, str]]]:
-    """Labels, some of which may be nowhere in the scene, and the things that bear them."""
+    """Labels, some of which may be nowhere in the scene, and the things that bear them: in the order of the labels, those
+    of one label from top to bottom."""
     kind = random.random()
     if kind < 0.4:  # every shape there is
         labels = list(SHAPES)
@@ -166,7 +170,7 @@ def _asked(scene: Scene, random: np.random.Generator) -> tuple[list[str], list[t
     named = [
         (thing, next((each for each in (thing.shape, thing.name) if each in labels), "")) for thing in scene.things
     ]
-    return labels, [(thing, label) for thing, label in named if label]
+    return labels, sorted((each for each in named if each[1]), key=lambda each: labels.index(each[1]))
 
 
 def caption(scene: Scene) -> str:
@@ -200,23 +204,10 @@ def question_about(scene: Scene, random: np.random.Generator) -> tuple[str, str]
     return f"is there a {colour} {shape}?", "yes" if is_there else "no"
 
 
-def single_rows(scene: Scene, image: str, random: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """What is asked about a scene of one thing: its box, and in turn its caption, color or shape."""
-    (thing,) = scene.things
-    label = thing.shape if random.random() < 0.5 else thing.name
-    yield {"image": image, "prefix": f"detect {label}", "objects": [{"label": label, "box": thing.box}]}
-    told = (
-        ("caption en", caption(scene)),
-        (f"answer en what color is the {thing.shape}?", thing.colour),
-        (f"answer en what is the {thing.colour} shape?", thing.shape),
-    )
-    prefix, suffix = told[random.integers(len(told))]
-    yield {"image": image, "prefix": prefix, "suffix": suffix}
-
-
 def write(out: Path, name: str, pictures: int, codec: Path, processes: int | None = None) -> list[dict[str, Any]]:
     """The pictures of a set as PNG files in out/pictures/NAME/, and the rows about them."""
     (out / "pictures" / name).mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a process for each core already
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         made = pool.imap(partial(_write_one, out, name, codec), range(pictures), chunksize=50)
         return [row for some in made for row in some]
@@ -227,9 +218,11 @@ def _write_one(out: Path, name: str, codec: Path, number: int) -> list[dict[str,
 
     seed, image = SEEDS[name] + number, f"pictures/{name}/{number:05d}.png"
     drawn = scene(seed, most=1 if name == "single" else len(COUNTS))
-    Image.fromarray(drawn.picture).save(out / image)
+    Image.fromarray(drawn.picture).save(out / image, compress_level=1)
     random = np.random.default_rng([seed, 1])
-    return list(single_rows(drawn, image, random) if name == "single" else rows(drawn, image, random, _opened(codec)))
+    if name == "single":
+        return [detect_row(drawn, image, random) for _ in range(2)]
+    return list(rows(drawn, image, random, _opened(codec)))
 
 
 _opened = lru_cache(MaskCodec.open)
@@ -238,27 +231,23 @@ _opened = lru_cache(MaskCodec.open)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("vision"), metavar="FOLDER")
-    parser.add_argument("--pictures", type=int, default=30_000, help="to train on (default: %(default)s)")
-    parser.add_argument(
-        "--singles", type=int, default=30_000, help="of one thing, to begin with (default: %(default)s)"
-    )
+    parser.add_argument("--pictures", type=int, default=40_000, help="to train on (default: %(default)s)")
+    parser.add_argument("--singles", type=int, default=20_000, help="of one thing, to begin with (default: %(default)s)")
     parser.add_argument("--validation", type=int, default=150, help="pictures that choose the best checkpoint")
     parser.add_argument("--codec", type=Path, default=Path("vision/mask_codec.npz"), metavar="FILE")
     arguments = parser.parse_args()
     out, codec = arguments.out, arguments.codec
-    every = [*write(out, "train", arguments.pictures, codec), *easy_vqa.write(out, "train")]
+    questions = easy_vqa.write(out, "train")
+    every = [*write(out, "train", arguments.pictures, codec), *questions * QUESTIONS_TIMES]
     single = write(out, "single", arguments.singles, codec)
-    # Some of everything is among what is learnt first, so that the vocabulary is made of all words.
-    some = [every[i] for i in np.random.default_rng(0).permutation(len(every))[: len(single) // 8]]
+    # A few of everything are among what is learnt first, so that the vocabulary is made of all words.
+    few = [every[i] for i in np.random.default_rng(0).permutation(len(every))[: len(single) // 16]]
     valid = write(out, "valid", arguments.validation, codec)
-    for folder, name, made in (
-        (out / "first", "train", [*single, *some]),
-        (out / "first", "valid", valid),
-        (out / "all", "train", every),
-        (out / "all", "valid", valid),
-    ):
-        beside = ({**row, "image": f"../{row['image']}"} for row in made)
-        print(f"{folder / name}.jsonl: {write_rows(folder / f'{name}.jsonl', beside):,} rows")
+    for folder, train in (("places", [*single, *few]), ("all", every)):
+        for name, made in (("train", train), ("valid", valid)):
+            beside = ({**row, "image": f"../{row['image']}"} for row in made)
+            path = out / folder / f"{name}.jsonl"
+            print(f"{path}: {write_rows(path, beside):,} rows")
 
 
 if __name__ == "__main__":

@@ -72,12 +72,12 @@ def test_rows_say_what_is_there(monkeypatch):
     for number, scene in enumerate(SCENES):
         random = np.random.default_rng(number)
         monkeypatch.setattr(scenes, "MASKED", 1)
-        detect, segment, told = scenes.rows(scene, "a.png", random, Codes())
+        detect, _, segment, told = scenes.rows(scene, "a.png", random, Codes())
         for row, task in ((detect, "detect "), (segment, "segment ")):
             labels = row["prefix"].removeprefix(task).split(" ; ")
             assert len(set(labels)) == len(labels)
             expected = [thing.box for thing in scene.things if {thing.shape, thing.name} & set(labels)]
-            assert [each["box"] for each in row["objects"]] == expected
+            assert sorted(each["box"] for each in row["objects"]) == sorted(expected)
             assert {each["label"] for each in row["objects"]} <= set(labels)
             assert all(("mask" in each) == (task == "segment ") for each in row["objects"])
         assert told["suffix"]
@@ -100,12 +100,13 @@ def test_captions_and_answers():
             assert (question[11:-1] in names) == (answer == "yes")
 
 
+def test_found_things_come_in_the_order_in_which_they_are_asked_for():
+    for number, scene in enumerate(SCENES):
+        row = scenes.detect_row(scene, "a.png", np.random.default_rng(number))
+        labels = row["prefix"].removeprefix("detect ").split(" ; ")
+        places = [(labels.index(each["label"]), each["box"][1]) for each in row["objects"]]
+        assert places == sorted(places)
+
+
 def test_scenes_of_one_thing():
-    for number in range(12):
-        scene = scenes.scene(number, most=1)
-        detect, told = scenes.single_rows(scene, "a.png", np.random.default_rng(number))
-        (thing,) = scene.things
-        (found,) = detect["objects"]
-        assert found["box"] == thing.box
-        assert found["label"] in (thing.shape, thing.name)
-        assert told["suffix"] in (scenes.caption(scene), thing.colour, thing.shape)
+    assert {len(scenes.scene(number, most=1).things) for number in range(12)} == {1}

