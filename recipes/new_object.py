@@ -48,10 +48,10 @@ def write(out: Path) -> int:
     for number, drawn in enumerate(scenes_with(PICTURES, SEED)):
         image = f"pictures/{number:02d}.png"
         Image.fromarray(drawn.picture).save(out / image)
-        boxes = [{"label": thing.shape, "box": thing.box} for thing in drawn.things]
-        mine = [each for each in boxes if each["label"] == LABEL]
-        rows.append({"image": image, "prefix": f"detect {LABEL}", "objects": mine})
-        rows.append({"image": image, "prefix": f"detect {' ; '.join([LABEL, *SHAPES])}", "objects": boxes})
+        for labels in ([LABEL], [LABEL, *SHAPES]):
+            things = sorted((each for each in drawn.things if each.shape in labels), key=lambda t: labels.index(t.shape))
+            boxes = [{"label": thing.shape, "box": thing.box} for thing in things]
+            rows.append({"image": image, "prefix": f"detect {' ; '.join(labels)}", "objects": boxes})
     return write_rows(out / "train.jsonl", rows)
 
 
