@@ -49,7 +49,9 @@ def write(out: Path) -> int:
         image = f"pictures/{number:02d}.png"
         Image.fromarray(drawn.picture).save(out / image)
         for labels in ([LABEL], [LABEL, *SHAPES]):
-            things = sorted((each for each in drawn.things if each.shape in labels), key=lambda t: labels.index(t.shape))
+            things = sorted(
+                (each for each in drawn.things if each.shape in labels), key=lambda t: labels.index(t.shape)
+            )
             boxes = [{"label": thing.shape, "box": thing.box} for thing in things]
             rows.append({"image": image, "prefix": f"detect {' ; '.join(labels)}", "objects": boxes})
     return write_rows(out / "train.jsonl", rows)

@@ -4,8 +4,11 @@ beside them the questions of easy-vqa.
     python -m recipes.train_codec --out vision/mask_codec.npz
     python -m recipes.scenes --out vision --codec vision/mask_codec.npz
 
-`places` has scenes of one thing that are asked for boxes, from which a model learns what a place is: out of everything
-at once (`all`) it does not. A scene is a function of a seed and a size. The sets have seeds of their own (`SEEDS`), so no picture is in two of them.
+They are learnt from in three parts. `places` has scenes of one thing that are asked for boxes: out of everything at
+once (`all`) a small model does not learn what a place is. `finding` has more boxes and masks than `all`, and maps: what
+is in each patch of a picture, so that patches learn what they belong to.
+
+A scene is a function of a seed and a size. The sets have seeds of their own (`SEEDS`), so no picture is in two of them.
 """
 
 from __future__ import annotations
@@ -35,6 +38,12 @@ MASKED = 0.5
 """Scenes that are asked for masks: 16 codes a thing would outweigh the rest of what is learnt."""
 QUESTIONS_TIMES = 2
 """How often each question of easy-vqa is among the rows."""
+MAPS = {"shapes": "shape", "colors": "colour"}
+"""What a map of a picture can be of, and what of a thing it is."""
+MAPPED = 10_000
+"""Pictures that are asked for their maps."""
+CELLS, LEAST = 8, 0.15
+"""Cells of a map a side (the tower's patches), and the share of one that a thing has to cover to be named there."""
 MOST_HIDDEN = 0.15
 """Of a thing, by others."""
 _NUMBERS = ("no", "one", "two", "three", "four")
@@ -152,8 +161,8 @@ def segment_row(scene: Scene, image: str, random: np.random.Generator, codec: Ma
 
 
 def _asked(scene: Scene, random: np.random.Generator) -> tuple[list[str], list[tuple[Thing, str]]]:
-    """Labels, some of which may be nowhere in the scene, and the things that bear them: in the order of the labels, those
-    of one label from top to bottom."""
+    """Labels, some of which may be nowhere in the scene, and the things that bear them: in the order of the labels,
+    those of one label from top to bottom."""
     kind = random.random()
     if kind < 0.4:  # every shape there is
         labels = list(SHAPES)
@@ -171,6 +180,17 @@ def _asked(scene: Scene, random: np.random.Generator) -> tuple[list[str], list[t
         (thing, next((each for each in (thing.shape, thing.name) if each in labels), "")) for thing in scene.things
     ]
     return labels, sorted((each for each in named if each[1]), key=lambda each: labels.index(each[1]))
+
+
+def map_row(scene: Scene, image: str, of: str) -> dict[str, Any]:
+    """What is in each of `CELLS` x `CELLS` cells, row by row: a shape or a colour, or "no". of: a key of `MAPS`."""
+    cells = np.stack([thing.mask for thing in scene.things]).reshape(len(scene.things), CELLS, -1, CELLS, SIZE // CELLS)
+    shares = cells.mean(axis=(2, 4)).reshape(len(scene.things), -1)
+    words = [getattr(thing, MAPS[of]) for thing in scene.things]
+    told = [
+        words[most] if share >= LEAST else "no" for most, share in zip(shares.argmax(0), shares.max(0), strict=True)
+    ]
+    return {"image": image, "prefix": f"map {of}", "suffix": " ".join(told)}
 
 
 def caption(scene: Scene) -> str:
@@ -222,7 +242,8 @@ def _write_one(out: Path, name: str, codec: Path, number: int) -> list[dict[str,
     random = np.random.default_rng([seed, 1])
     if name == "single":
         return [detect_row(drawn, image, random) for _ in range(2)]
-    return list(rows(drawn, image, random, _opened(codec)))
+    maps = [map_row(drawn, image, of) for of in MAPS] if name == "train" and number < MAPPED else []
+    return [*rows(drawn, image, random, _opened(codec)), *maps]
 
 
 _opened = lru_cache(MaskCodec.open)
@@ -232,22 +253,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("vision"), metavar="FOLDER")
     parser.add_argument("--pictures", type=int, default=40_000, help="to train on (default: %(default)s)")
-    parser.add_argument("--singles", type=int, default=20_000, help="of one thing, to begin with (default: %(default)s)")
+    parser.add_argument(
+        "--singles", type=int, default=20_000, help="of one thing, to begin with (default: %(default)s)"
+    )
     parser.add_argument("--validation", type=int, default=150, help="pictures that choose the best checkpoint")
     parser.add_argument("--codec", type=Path, default=Path("vision/mask_codec.npz"), metavar="FILE")
     arguments = parser.parse_args()
     out, codec = arguments.out, arguments.codec
-    questions = easy_vqa.write(out, "train")
-    every = [*write(out, "train", arguments.pictures, codec), *questions * QUESTIONS_TIMES]
+    questions = easy_vqa.write(out, "train") * QUESTIONS_TIMES
+    scenes = write(out, "train", arguments.pictures, codec)
+    maps = [row for row in scenes if row["prefix"].startswith("map ")]
+    every = [*(row for row in scenes if not row["prefix"].startswith("map ")), *questions]
     single = write(out, "single", arguments.singles, codec)
-    # A few of everything are among what is learnt first, so that the vocabulary is made of all words.
-    few = [every[i] for i in np.random.default_rng(0).permutation(len(every))[: len(single) // 16]]
+    found, told = [row for row in every if "objects" in row], [row for row in every if "objects" not in row]
     valid = write(out, "valid", arguments.validation, codec)
-    for folder, train in (("places", [*single, *few]), ("all", every)):
+    for folder, train in (
+        # A few of everything are among what is learnt first, so that the vocabulary is made of all words.
+        ("places", [*single, *_some(every, len(single) // 16)]),
+        ("all", every),
+        ("finding", [*found, *_some(told, len(told) // 4), *maps]),
+    ):
         for name, made in (("train", train), ("valid", valid)):
             beside = ({**row, "image": f"../{row['image']}"} for row in made)
             path = out / folder / f"{name}.jsonl"
             print(f"{path}: {write_rows(path, beside):,} rows")
+
+
+def _some(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:count]]
 
 
 if __name__ == "__main__":

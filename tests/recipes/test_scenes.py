@@ -110,3 +110,16 @@ def test_found_things_come_in_the_order_in_which_they_are_asked_for():
 
 def test_scenes_of_one_thing():
     assert {len(scenes.scene(number, most=1).things) for number in range(12)} == {1}
+
+
+def test_maps_name_what_is_in_each_patch():
+    for scene in SCENES:
+        told = {of: scenes.map_row(scene, "a.png", of)["suffix"].split() for of in scenes.MAPS}
+        assert {len(words) for words in told.values()} == {64}
+        for thing in scene.things:
+            rows, columns = np.nonzero(thing.mask)
+            middle = int(rows.mean()) // 16 * 8 + int(columns.mean()) // 16
+            if thing.mask[int(rows.mean()), int(columns.mean())] and told["shapes"][middle] == thing.shape:
+                assert told["colors"][middle] == thing.colour
+        assert {shape for shape in told["shapes"] if shape != "no"} <= {thing.shape for thing in scene.things}
+        assert told["shapes"].count("no") == told["colors"].count("no") > 0

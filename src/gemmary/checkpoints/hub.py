@@ -2,8 +2,8 @@
 
 A name is `starter`, `starter-vision`, a short name of the zoo (`gemma-2-2b-it`), a hub id (`org/name`), a folder or a
 `.gguf` file. A hub id takes `@revision` (a branch, tag or commit) and, where a repository holds several GGUF files,
-`:Q4_K_M` or `:file.gguf`. `random:NAME` is no place: `random_weights.py` makes what it means, and it is passed on as it is.
-Repositories lie in the cache that every tool of the Hugging Face hub shares: HF_HUB_CACHE, or HF_HOME/hub.
+`:Q4_K_M` or `:file.gguf`. `random:NAME` is no place: `random_weights.py` makes what it means, and it is passed on as it
+is. Repositories lie in the cache that every tool of the Hugging Face hub shares: HF_HUB_CACHE, or HF_HOME/hub.
 """
 
 from __future__ import annotations
@@ -104,13 +104,11 @@ def unknown(name: object) -> GemmaryError:
 
 
 def list_local() -> list[LocalModel]:
-    """The starter, where it is assembled, the vision starter, and the Gemma repositories in the hub's cache, by name."""
+    """The starter, where it is assembled, and every Gemma repository in the hub's cache, by name."""
     models = []
     if starter.is_assembled():
         path = starter.starter_path()
         models.append(LocalModel(starter.NAME, path, path.stat().st_size))
-    vision = starter.vision_path()
-    models.append(LocalModel(starter.VISION_NAME, vision, _disk_usage(vision)))
     for folder in sorted(hub_cache().glob("models--*--*")):
         repo = "/".join(folder.name.split("--", 2)[1:])
         snapshot = _snapshot(folder, None)

@@ -105,7 +105,7 @@ def write_around(source: Source, folder: Path, dtype: str, notices: list[str]) -
 
 
 def _preprocessor_config(vision: VisionConfig) -> dict[str, Any]:
-    """By which transformers' AutoProcessor knows a PaliGemma: bicubic (3) to a square, then from [0, 255] to [-1, 1]."""
+    """By which transformers' AutoProcessor knows a PaliGemma: bicubic (3) to a square, from [0, 255] to [-1, 1]."""
     return {
         "processor_class": "PaliGemmaProcessor",
         "image_processor_type": "SiglipImageProcessor",
