@@ -1,7 +1,7 @@
 """What the native engine takes of memory, from shapes and formats alone: no weight is read.
 
-These are the sizes of csrc/packed.h, kv_cache.cc, activations.cc and of `Program::reserve` in executor.cc. The steps' are
-those of the very trace that the engine runs. A test holds each against what an engine has allocated.
+These are the sizes of csrc/packed.h, kv_cache.cc, activations.cc and of `Program::reserve` in executor.cc. The steps'
+are those of the very trace that the engine runs. A test holds each against what an engine has allocated.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def working_bytes(config: Config, formats: Mapping[str, str], rows: Rows, thread
     activations = 0
     for product in products:
         kind, width = trace.ops.shapes[product.operands[0]]
-        names = [part for part in product.label.removeprefix("linear ").split("+")]
+        names = product.label.removeprefix("linear ").split("+")
         prefix = names[0].rpartition(".")[0]
         full = [names[0], *(f"{prefix}.{name}" if prefix else name for name in names[1:])]
         if any(formats[name] in BLOCK_SIZES for name in full):
@@ -113,8 +113,11 @@ def tower_bytes(config: Config, formats: Mapping[str, str], threads: int) -> int
         [vision.num_patches], vision.num_heads, vision.head_dim, vision.num_patches, "float32"
     )
     pixels = 2 * 4 * vision.num_patches * vision.patch_values  # as an image, and cut into patches
-    return working_bytes(config, formats, rows, threads, result=PICTURES) + cache + pixels + 4 * rows.groups * (
-        config.hidden_size
+    return (
+        working_bytes(config, formats, rows, threads, result=PICTURES)
+        + cache
+        + pixels
+        + 4 * rows.groups * (config.hidden_size)
     )
 
 
