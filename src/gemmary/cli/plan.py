@@ -85,7 +85,12 @@ def _speed(devices: Sequence[Device]) -> MachineSpeed | None:
         console.note("note: tokens a second are told for the CPU only")
         return None
     try:
-        return remembered_speed(threads) or measure_speed(threads)
+        speed = remembered_speed(threads) or measure_speed(threads)
+        console.note(
+            f"note: speeds from {speed.read / 1e9:.1f} GB/s of memory and {speed.int8 / 1e9:,.0f} GOP/s of int8 products "
+            f"on {threads} threads, measured once: `gemmary bench --roofline` measures them again"
+        )
+        return speed
     except GemmaryError as error:
         console.note(f"note: no tokens a second: {error}")
         return None
@@ -161,7 +166,8 @@ def _whole_series(
     for device in devices:
         memory = "unknown memory" if device.available_bytes is None else f"{size(device.available_bytes)} can be had"
         console.write(f"{device.name}: {memory}\n")
-        rows, colours = [], []
+        rows: list[tuple[str, ...]] = []
+        colours: list[str | None] = []
         for _, model, plans in (each for each in found if each[0] is device):
             best = best_choice(plans)
             shown = best or plans[-1]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from gemmary import _core
 from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.config import Config
-from gemmary.engines.native_programs import LOGITS, PICTURES, SENTENCES, Traced, traced
+from gemmary.engines.native_programs import LOGITS, PICTURES, SENTENCES, traced
 from gemmary.engines.trace import Weight, plan
 from gemmary.quantize.blocks import BLOCK_SIZES
 from gemmary.quantize.leaves import padded_columns
@@ -32,6 +32,7 @@ class Shape(NamedTuple):
 
     rows: int
     cols: int
+    name: str
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,11 @@ def shared_cache_bytes(config: Config, capacity: int, kv_dtype: str) -> int:
 
 def working_bytes(config: Config, formats: Mapping[str, str], rows: Rows, threads: int, *, result: str = LOGITS) -> int:
     """Buffers and scratch of a step, without the arrays that the caller brings. formats: of each matrix by name."""
-    trace = _traced(config, result)
-    slots = plan(trace.ops, [value.buffer for value in (*trace.inputs, trace.out)]).slots
-    buffers = sum(_lines(4 * rows.count(kind) * width) for kind, width in slots)
-    products = [each for each in trace.ops.instructions if each.op == "linear"]
+    recorded = _recorded(config, result)
+    buffers = sum(_lines(4 * rows.count(kind) * width) for kind, width in recorded.slots)
     activations = 0
-    for product in products:
-        kind, width = trace.ops.shapes[product.operands[0]]
-        names = product.label.removeprefix("linear ").split("+")
-        prefix = names[0].rpartition(".")[0]
-        full = [names[0], *(f"{prefix}.{name}" if prefix else name for name in names[1:])]
-        if any(formats[name] in BLOCK_SIZES for name in full):
+    for (kind, width), names in recorded.products:
+        if any(formats[name] in BLOCK_SIZES for name in names):
             activations = max(activations, quantized_bytes(rows.count(kind), width))
     return buffers + activations + threads * _lines(max(_LINEAR_SCRATCH, _attention_bytes(config, rows, result)))
 
@@ -129,8 +124,7 @@ def quantized_bytes(rows: int, columns: int) -> int:
 
 
 def _brought_bytes(config: Config, rows: Rows, result: str) -> int:
-    trace = _traced(config, result)
-    return sum(4 * rows.count(value.rows) * value.width for value in (*trace.inputs, trace.out))
+    return sum(4 * rows.count(kind) * width for kind, width in _recorded(config, result).brought)
 
 
 def _attention_bytes(config: Config, rows: Rows, result: str) -> int:
@@ -153,13 +147,36 @@ def _lines(count: int) -> int:
     return -(-count // 64) * 64
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What of a trace takes memory: rows and width of each."""
+
+    slots: tuple[tuple[str, int], ...]
+    """Buffers, which instructions use in turn."""
+    brought: tuple[tuple[str, int], ...]
+    """Arrays of the caller."""
+    products: frozenset[tuple[tuple[str, int], tuple[str, ...]]]
+    """What matrix products read, and the names of their weights."""
+
+
 @lru_cache(maxsize=64)
-def _traced(config: Config, result: str) -> Traced:
+def _recorded(config: Config, result: str) -> Recorded:
     shapes = {tensor.name: tensor.shape for tensor in tensors(config)}
     biased = {tensor.name for tensor in tensors(config) if tensor.bias}
 
     def lookup(name: str) -> Weight:
-        shape = shapes[name]
-        return Weight(name, Shape(*shape) if len(shape) == 2 else None, bias=True if name in biased else None)
+        matrix = Shape(*shapes[name], name) if len(shapes[name]) == 2 else None
+        return Weight(name, matrix, bias=name in biased or None)
 
-    return traced(config, lookup, result)
+    trace = traced(config, lookup, result)
+    brought = [*trace.inputs, trace.out]
+    products = [
+        (trace.ops.shapes[each.operands[0]], tuple(matrix.name for matrix in each.settings[0]))
+        for each in trace.ops.instructions
+        if each.op == "linear"
+    ]
+    return Recorded(
+        tuple(plan(trace.ops, [value.buffer for value in brought]).slots),
+        tuple((value.rows, value.width) for value in brought),
+        frozenset(products),
+    )

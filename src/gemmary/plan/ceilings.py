@@ -35,11 +35,14 @@ class MachineSpeed:
 
 
 def speed_of(ceilings: Ceilings) -> MachineSpeed:
-    """The medians of some ceilings of this machine."""
+    """The medians of many looks at this machine."""
+    return _speed(ceilings, ceilings.read.median, ceilings.int8.median, ceilings.float32.median)
+
+
+def _speed(ceilings: Ceilings, read: float, int8: float, float32: float) -> MachineSpeed:
     from gemmary.bench import processor_name
 
-    medians = (ceilings.read.median, ceilings.int8.median, ceilings.float32.median)
-    return MachineSpeed(processor_name(), ceilings.isa, ceilings.threads, *medians)
+    return MachineSpeed(processor_name(), ceilings.isa, ceilings.threads, read, int8, float32)
 
 
 def remembered_speed(threads: int) -> MachineSpeed | None:
@@ -67,7 +70,7 @@ def remember(speed: MachineSpeed) -> None:
 
 
 def measure_speed(threads: int, progress: Callable[[str, int, int], None] | None = None) -> MachineSpeed:
-    """A look of about a second at the machine, remembered. Raises GemmaryError where memory has no room for it."""
+    """A look of about a second at the machine, remembered: the best of a few, since other work may come between. Raises GemmaryError where memory has no room for it."""
     from gemmary.bench.machine import Looks, Machine
 
     looks = Looks(Machine(threads))
@@ -76,7 +79,8 @@ def measure_speed(threads: int, progress: Callable[[str, int, int], None] | None
         looks.at_arithmetic(LOOK_SECONDS)
         if progress:
             progress("measuring the machine", number + 1, LOOKS)
-    speed = speed_of(looks.ceilings())
+    found = looks.ceilings()
+    speed = _speed(found, found.read.max, found.int8.max, found.float32.max)
     remember(speed)
     return speed
 

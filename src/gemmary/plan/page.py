@@ -17,20 +17,18 @@ page. GB are powers of ten. `gemmary plan` without a model compares this with th
 plan MODEL` tells one model's needs, at another context, for several sequences at once, or for tuning.
 
 **Weights** are what the native engine holds: packed in panels, norms and biases in float32, and the tower that sees
-pictures in int8 where the decoder is in int4. **With 8k context** is the most memory of the whole process: weights, keys
-and values of 8,192 tokens (or as many as the model has) in bfloat16, the activations of the largest step, and the
-interpreter with its tokenizer. Windowed layers keep little more than their window. Loading takes no more than that but
-where weights are quantized on the way.
+pictures in int8 where the decoder is in int4. **With 8k context** is the most memory of the whole process: weights,
+keys and values of 8,192 tokens (or as many as the model has) in bfloat16, the activations of the largest step, and the
+interpreter with its tokenizer. Windowed layers keep little more than their window.
 
 """
 
 
 def page() -> str:
     """The whole page."""
-    lines = [
-        "| model | parameters | weights: bfloat16 | int8 | int4 | with 8k context: bfloat16 | int8 | int4 | of these keys "
-        "and values |\n|---|---|---|---|---|---|---|---|---|\n"
-    ]
+    header = ("model", "parameters", "weights: bfloat16", *FORMATS[1:], "with 8k context: bfloat16", *FORMATS[1:])
+    cells = (*header, "of these keys and values")
+    lines = [f"| {' | '.join(cells)} |\n", "|---" * len(cells) + "|\n"]
     lines += [_row(model) for model in sizes()]
     return HEAD + "".join(lines)
 
