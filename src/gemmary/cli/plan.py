@@ -87,7 +87,7 @@ def _speed(devices: Sequence[Device]) -> MachineSpeed | None:
     try:
         speed = remembered_speed(threads) or measure_speed(threads)
         console.note(
-            f"note: speeds from {speed.read / 1e9:.1f} GB/s of memory and {speed.int8 / 1e9:,.0f} GOP/s of int8 products "
+            f"note: speeds from {speed.read / 1e9:.1f} GB/s of memory, {speed.int8 / 1e9:,.0f} GOP/s of int8 products "
             f"on {threads} threads, measured once: `gemmary bench --roofline` measures them again"
         )
         return speed

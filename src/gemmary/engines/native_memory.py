@@ -165,7 +165,8 @@ def _recorded(config: Config, result: str) -> Recorded:
     biased = {tensor.name for tensor in tensors(config) if tensor.bias}
 
     def lookup(name: str) -> Weight:
-        matrix = Shape(*shapes[name], name) if len(shapes[name]) == 2 else None
+        shape = shapes[name]
+        matrix = Shape(shape[0], shape[1], name) if len(shape) == 2 else None
         return Weight(name, matrix, bias=name in biased or None)
 
     trace = traced(config, lookup, result)

@@ -49,28 +49,23 @@ def remembered_speed(threads: int) -> MachineSpeed | None:
     """What was measured on so many threads of this processor; None where nothing was."""
     from gemmary.bench import processor_name
 
-    try:
-        found = [MachineSpeed(**row) for row in json.loads(_path().read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
-        return None
     name = processor_name()
-    return next((each for each in found if (each.processor, each.threads) == (name, threads)), None)
+    return next((each for each in _remembered() if (each.processor, each.threads) == (name, threads)), None)
 
 
 def remember(speed: MachineSpeed) -> None:
     """Keeps it in place of what was measured before."""
-    try:
-        rows = [row for row in json.loads(_path().read_text(encoding="utf-8")) if isinstance(row, dict)]
-    except (OSError, ValueError, TypeError):
-        rows = []
     mine = (speed.processor, speed.threads)
-    rows = [row for row in rows if (row.get("processor"), row.get("threads")) != mine]
+    others = [each for each in _remembered() if (each.processor, each.threads) != mine]
     with atomic_file(_path()) as file:
-        file.write(json.dumps([*rows, asdict(speed)], indent=1).encode())
+        file.write(json.dumps([asdict(each) for each in (*others, speed)], indent=1).encode())
 
 
 def measure_speed(threads: int, progress: Callable[[str, int, int], None] | None = None) -> MachineSpeed:
-    """A look of about a second at the machine, remembered: the best of a few, since other work may come between. Raises GemmaryError where memory has no room for it."""
+    """A look of about a second at the machine, remembered: the best of a few, since other work may come between.
+
+    Raises GemmaryError where memory has no room for it.
+    """
     from gemmary.bench.machine import Looks, Machine
 
     looks = Looks(Machine(threads))
@@ -83,6 +78,14 @@ def measure_speed(threads: int, progress: Callable[[str, int, int], None] | None
     speed = _speed(found, found.read.max, found.int8.max, found.float32.max)
     remember(speed)
     return speed
+
+
+def _remembered() -> list[MachineSpeed]:
+    """Nothing where the file was damaged: it can be measured again."""
+    try:
+        return [MachineSpeed(**row) for row in json.loads(_path().read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def _path() -> Path:
