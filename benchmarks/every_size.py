@@ -23,6 +23,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gemmary import zoo
+from gemmary.errors import GemmaryError
+
 SIZES = (
     "gemma-2b",
     "gemma-7b",
@@ -180,6 +183,11 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure(*options.child, options.prefill, options.decode, options.threads)))
         return
+    try:
+        for name in options.only:
+            zoo.get(name)
+    except GemmaryError as error:
+        parser.error(str(error))
     known = {(row["model"], row["quant"]): row for row in kept(options.out) if "left_out" not in row}
     for name in options.only:
         for quant in options.quant:

@@ -262,11 +262,15 @@ def _require_room(
 ) -> None:
     """Raises GemmaryError, with what fits instead, where weights, caches of `context` tokens and a step do not fit into
     memory. extra_bytes: of what comes beside them."""
-    from gemmary.plan import check_fits, make_plan, of_checkpoint, this_cpu
+    from gemmary.plan import check_fits, find_devices, make_plan, of_checkpoint, this_cpu
 
     planned, device = of_checkpoint(checkpoint), this_cpu(options["threads"])
+    quant = options["dtype"] or quant
+    if engine == "torch":  # which has no blocks, and takes a GPU where there is one
+        device = find_devices()[:2][-1]
+        quant = "float32" if quant in QUANT else quant
     how: dict[str, Any] = {"engine": engine, "kv_dtype": options["kv_dtype"], "extra_bytes": extra_bytes}
-    plan = make_plan(planned, quant=options["dtype"] or quant, context=context, device=device, **how)
+    plan = make_plan(planned, quant=quant, context=context, device=device, **how)
     check_fits(planned, plan, device=device, **how)
 
 
