@@ -55,7 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.roofline:
             isas = [arguments.isa] if arguments.isa else None
             machine = ceilings(arguments.threads, isas, repeat=arguments.repeat, progress=progress)
-            remember(speed_of(machine[0]))  # what `gemmary plan` foretells speeds from
+            if isas is None:
+                remember(speed_of(machine[0]))  # what `gemmary plan` foretells speeds from
         if arguments.model is not None:
             profiled = profile(_load(arguments), **_sizes(arguments), progress=progress)
     if arguments.json:

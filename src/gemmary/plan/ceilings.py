@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemmary.checkpoints.starter import cache_folder
+from gemmary.errors import GemmaryError
 from gemmary.files import atomic_file
 
 if TYPE_CHECKING:
@@ -54,10 +56,10 @@ def remembered_speed(threads: int) -> MachineSpeed | None:
 
 
 def remember(speed: MachineSpeed) -> None:
-    """Keeps it in place of what was measured before."""
+    """Keeps it in place of what was measured before; where the cache cannot be written, for no longer than now."""
     mine = (speed.processor, speed.threads)
     others = [each for each in _remembered() if (each.processor, each.threads) != mine]
-    with atomic_file(_path()) as file:
+    with suppress(GemmaryError), atomic_file(_path()) as file:
         file.write(json.dumps([asdict(each) for each in (*others, speed)], indent=1).encode())
 
 
