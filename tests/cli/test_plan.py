@@ -39,7 +39,7 @@ def test_one_model(gemmary_command: Gemmary) -> None:
     done = gemmary_command("plan", "gemma-2-9b", "--devices", "cpu")
     assert done.code == 0
     first, second, third, *table = done.out.splitlines()
-    assert first.startswith("gemma-2-9b at int4 with 8k context: 7.60 GB, about ")
+    assert first.startswith("gemma-2-9b at int4 with 8k context: 7.67 GB, about ")
     assert "fits into the 12.00 GB of cpu" in second
     assert "18.48 GB to download" in third
     assert [line.split()[0] for line in table[1:]] == ["format", "bfloat16", "int8", "int4"]
@@ -57,7 +57,7 @@ def test_json_has_the_names_of_every_figure(gemmary_command: Gemmary) -> None:
 
 def test_what_does_not_fit_is_advised(gemmary_command: Gemmary) -> None:
     done = gemmary_command("plan", "gemma-2-9b", "--quant", "bfloat16", "--devices", "cpu")
-    assert "does not fit into the 12.00 GB of cpu that can be had: int4 fits, with 7.60 GB" in done.out
+    assert "does not fit into the 12.00 GB of cpu that can be had: int4 fits, with 7.67 GB" in done.out
     tight = gemmary_command("plan", "gemma-2-2b", "--task", "lora", "--batch", "4", "--devices", "cpu")
     assert "gradient checkpointing" in tight.out
 

@@ -110,3 +110,12 @@ def test_windowed_layers_keep_a_ring(kv_dtype: Any) -> None:
     assert short == _core.KvCache.bytes_of([4608] * 26, *heads, 4608, kv_dtype)
     assert long == _core.KvCache.bytes_of([4096 + 512 + 16, 8192] * 13, *heads, 8192, kv_dtype)
     assert planned.shared_cache_bytes(GEMMA2_2B, 4608, kv_dtype) * 26 == short
+
+
+def test_weights_lie_on_pages_of_2_mib() -> None:
+    page = 2 << 20
+    assert planned.page_bytes([]) == 0
+    assert planned.page_bytes([1, 70]) == page  # in one block
+    assert planned.page_bytes([8 * page + 1]) == 9 * page  # large enough to lie alone
+    assert planned.page_bytes([7 * page, 7 * page, 3 * page]) == 17 * page  # the third begins another block
+    assert planned.page_bytes([7 * page + 1, 7 * page, 3 * page]) == (15 + 3) * page

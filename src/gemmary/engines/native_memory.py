@@ -6,7 +6,7 @@ are those of the very trace that the engine runs. A test holds each against what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -24,6 +24,7 @@ MAX_CHUNK = 512
 _TASKS_PER_ATTENTION, _LEAST_QUERIES, _MOST_QUERIES = 128, 24, 96  # executor.cc
 _SPAN, _PARTIAL_EXTRA = 256, 16  # step_kernels.h
 _LINEAR_SCRATCH = 128 * 1024  # linear.h
+_HUGE_PAGE, _ARENA_BLOCK = 2 << 20, 32 << 20  # packed.cc
 _GROUP_BYTES, _OUTLIER_BYTES, _SPAN_GROUPS = 40, 8, 32  # activations.h
 
 
@@ -56,6 +57,19 @@ def packed_bytes(tensor: Tensor, format: str) -> int:
     rows, columns = tensor.shape
     panels: int = _core.packed_bytes(format, rows, padded_columns(format, columns))
     return panels + (4 * rows if tensor.bias else 0)
+
+
+def page_bytes(sizes: Iterable[int]) -> int:
+    """What weights of these bytes take as whole 2 MiB pages, in the order in which they are packed."""
+    total = used = 0
+    for nbytes in map(_lines, sizes):
+        if nbytes >= _ARENA_BLOCK // 2:
+            total += _pages(nbytes)
+        elif used + nbytes > _ARENA_BLOCK:
+            total, used = total + _pages(used), nbytes
+        else:
+            used += nbytes
+    return total + _pages(used)
 
 
 def kept_positions(config: Config, capacity: int, max_chunk: int = MAX_CHUNK) -> list[int]:
@@ -140,6 +154,10 @@ def _attention_bytes(config: Config, rows: Rows, result: str) -> int:
     together = min(max(1, queries // group), rows.tokens) * group
     width = -(-head_dim // 16) * 16
     return 4 * together * (_SPAN + 3 * width + 4 * _PARTIAL_EXTRA)
+
+
+def _pages(count: int) -> int:
+    return -(-count // _HUGE_PAGE) * _HUGE_PAGE
 
 
 def _lines(count: int) -> int:

@@ -109,19 +109,30 @@ def held_formats(model: Subject, quant: str | None) -> dict[str, str]:
     return {name: blocks[name] or stored for name, stored in model.formats.items()}
 
 
-def weights_on_cpu(model: Subject, formats: Mapping[str, str]) -> tuple[int, int]:
-    """Bytes of the packed weights, and the most that loading takes for them: a tensor that is made or quantized lies
-    there whole until it is packed."""
-    from gemmary.engines.native_memory import packed_bytes
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of the packed weights, the most that loading takes for them (a tensor that is made or quantized lies there
+    whole until it is packed), and what the pages that they lie on take more."""
+
+    packed: int
+    loading: int
+    slack: int
+
+
+def weights_on_cpu(model: Subject, formats: Mapping[str, str]) -> Weights:
+    """Those of the native engine, which a tuned model on the CPU has too."""
+    from gemmary.engines.native_memory import packed_bytes, page_bytes
 
     total = most = 0
+    matrices = []
     for tensor in sorted(tensors(model.config), key=lambda each: each.name.startswith("vision.")):  # as they are loaded
         nbytes = packed_bytes(tensor, formats[tensor.name])
         is_changed = formats[tensor.name] not in (model.formats[tensor.name], *FLOATS)
         whole = nbytes if (model.is_made or is_changed) and len(tensor.shape) == 2 else 0
         total += nbytes
         most = max(most, total + whole)
-    return total, most
+        matrices += [nbytes] if len(tensor.shape) == 2 else []
+    return Weights(total, most, page_bytes(matrices) - sum(matrices))
 
 
 def step_tokens(config: Config, context: int, batch: int) -> int:
@@ -141,17 +152,17 @@ def _native(asked: Asked) -> Needs:
 
     config, context, threads = asked.model.config, asked.context, asked.device.threads
     formats = held_formats(asked.model, asked.quant)
-    weights, loading = weights_on_cpu(asked.model, formats)
+    weights = weights_on_cpu(asked.model, formats)
     places = config.vision.num_tokens if config.vision is not None else 0
     rows = native.Rows(step_tokens(config, context, asked.batch), asked.batch, asked.batch, places)
     step = native.step_bytes(config, formats, rows, threads)
     cache_bytes = native.shared_cache_bytes if config.bidirectional else native.cache_bytes
     return Needs(
-        weights=weights + asked.extra_bytes,
+        weights=weights.packed + asked.extra_bytes,
         activations=max(step, native.tower_bytes(config, formats, threads)),
         kv=asked.batch * cache_bytes(config, context, kv_type(asked.kv_dtype, formats)),
-        loading=loading + asked.extra_bytes,
-        process=PIECE_BYTES * config.vocab_size,
+        loading=weights.loading + asked.extra_bytes,
+        process=PIECE_BYTES * config.vocab_size + weights.slack,
     )
 
 
@@ -203,7 +214,8 @@ def _training(asked: Asked) -> Plan:
     base = loading = 0
     if task in ADAPTED and device.is_cpu:
         quant = "int4" if task == "qlora" and model.stored_as in FLOATS else None
-        base, loading = weights_on_cpu(model, held_formats(model, quant))
+        weights = weights_on_cpu(model, held_formats(model, quant))
+        base, loading = weights.packed, weights.loading
     elif task in ADAPTED:
         base, quant = 2 * model.config.total_parameters, "bfloat16"
     else:

@@ -29,7 +29,7 @@ class Plan:
     load_bytes: int
     """What loading takes at its peak besides the weights that will stay."""
     process_bytes: int
-    """Interpreter, libraries and tokenizer."""
+    """Interpreter, libraries, tokenizer, and what weights on pages of 2 MiB leave of them."""
     total_bytes: int
     """The most at any time."""
     disk_bytes: int
