@@ -59,17 +59,25 @@ class Arriving(ReferenceOps):
         return super().linear(x, weight)
 
 
-def run(config: Config, lookup: Callable[[str], Leaf], ids: Sequence[int], waiting: set[str], arrival: Arrival) -> Array:
+def run(
+    config: Config,
+    lookup: Callable[[str], Leaf],
+    ids: Sequence[int],
+    waiting: set[str],
+    arrival: Arrival,
+    sequence: int = SEQUENCE,
+) -> Array:
     """The final hidden states [T, D] of a text, which tells `arrival` of every matrix in `waiting` on its way.
 
-    What comes later sees what `arrival` gave, so that it is calibrated on inputs that are already off.
+    What comes later sees what `arrival` gave, so that it is calibrated on inputs that are already off. The text is
+    cut into sequences of `sequence` tokens.
     """
     ops = Arriving(arrival)
 
     def leaf(name: str) -> Leaf | Waiting:
         return Waiting(name, lookup(name)) if name in waiting else lookup(name)
 
-    chunks = [Chunk(ids[start : start + SEQUENCE], outputs="none") for start in range(0, len(ids), SEQUENCE)]
+    chunks = [Chunk(ids[start : start + sequence], outputs="none") for start in range(0, len(ids), sequence)]
     batch = Batch.of(config, chunks)
     cache = StepCache([SequenceCache() for _ in batch.sequences], batch.sequences)
     step = decoder.Step(batch.tokens, batch.positions, dict(batch.visible), batch.outputs)

@@ -1,4 +1,4 @@
-"""GPTQ: weights rounded one column after another, each column's error made up for by the columns that are still to come.
+"""GPTQ: weights rounded column by column, each column's error made up for by the columns that are still to come.
 
 Source: Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers" (2023), which does for all rows at once what Optimal Brain Surgeon (Hassibi & Stork 1993) says of one.
@@ -27,8 +27,10 @@ Double = npt.NDArray[np.float64]
 
 DAMPING = 0.01
 """What is added to H's diagonal, in means of the diagonal (the paper's): directions that the text never shows."""
-_ROWS = 8192
+_ROWS = 4096
 """Rows at once: a block of them stays in the cache."""
+_COLUMNS = 8
+"""Columns whose errors are passed on one by one; the others of a block get them together."""
 
 
 def curvature(x: Float) -> Double:
@@ -80,10 +82,13 @@ def _round_block(format: str, x_JR: Float, u_JJ: Float) -> tuple[Float, Float, F
     diagonal = np.diag(u_JJ)
     scale, least = choose(format, x_JR, (1 / diagonal**2)[:, None])
     q, errors = np.empty_like(x_JR), np.empty_like(x_JR)
-    for j in range(GROUP):
-        q[j] = codes(format, x_JR[j], scale, least)
-        errors[j] = (x_JR[j] - (q[j] * scale + least)) / diagonal[j]
-        x_JR[j + 1 :] -= u_JJ[j, j + 1 :, None] * errors[j]
+    for first in range(0, GROUP, _COLUMNS):
+        end = first + _COLUMNS
+        for j in range(first, end):
+            q[j] = codes(format, x_JR[j], scale, least)
+            errors[j] = (x_JR[j] - (q[j] * scale + least)) / diagonal[j]
+            x_JR[j + 1 : end] -= u_JJ[j, j + 1 : end, None] * errors[j]
+        x_JR[end:] -= u_JJ[first:end, end:].T @ errors[first:end]
     return q, scale, least, errors
 
 

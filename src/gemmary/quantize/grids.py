@@ -37,8 +37,8 @@ GRIDS: dict[str, Grid] = {
     "Q8_0": Grid(-127, 127, False),
 }
 
-SHRINK = (0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05)
-"""Tried shares of the scale at which the largest weight is just reached. Below 1 it is cut off, and all others gain."""
+SHARES = (0.8, 0.87, 0.94, 1.0)
+"""Tried shares of the scale at which the largest weight is reached. Below 1 it is cut off, and all others gain."""
 
 
 def choose(format: str, x: Float, importance: Float) -> tuple[Float, Float]:
@@ -81,7 +81,8 @@ def pack(format: str, q: npt.NDArray[Any], scale: Float, least: Float) -> npt.ND
 def _nearest(grid: Grid, x: Float, scale: Float) -> Float:
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
-        q: Float = np.rint(x * inverse)
+        q: Float = x * inverse
+    np.rint(q, out=q)
     return np.clip(q, np.float32(grid.low), np.float32(grid.high), out=q)
 
 
@@ -90,19 +91,18 @@ def _zeros(x: Float) -> Float:
 
 
 def _symmetric(grid: Grid, x: Float, importance: Float) -> Float:
-    """Scales [N]; negative where the weight of largest magnitude is positive, since grids reach further below zero."""
+    """Scales [N], of either sign: a grid that reaches further below zero can be turned round."""
     peak = np.take_along_axis(x, np.abs(x).argmax(axis=0)[None], axis=0)[0]
     best, scale = np.full(x.shape[1], np.float32(-1)), _zeros(x)
-    ends = (grid.low,) if grid.high + grid.low == 0 else (grid.low, grid.high)
-    weighted = importance * x
+    ends = (grid.high,) if grid.high + grid.low == 0 else (grid.low, grid.high)
     for end in ends:
-        for share in SHRINK:
+        for share in SHARES:
             q = _nearest(grid, x, peak * np.float32(share / end))
-            along = np.einsum("jn,jn->n", weighted, q)
-            length = np.einsum("jn,jn,j->n", q, q, importance[:, 0])
+            weighted = q * importance
+            along, length = np.einsum("jn,jn->n", weighted, x), np.einsum("jn,jn->n", weighted, q)
             with np.errstate(divide="ignore", invalid="ignore"):
                 fit = np.where(length > 0, along / length, np.float32(0))  # least squares for these codes
-            gain = fit * along
+            gain = fit * along  # what of the weights' (weighted) square is explained
             better = gain > best
             best, scale = np.where(better, gain, best), np.where(better, fit, scale)
     return scale
@@ -114,7 +114,7 @@ def _affine(grid: Grid, x: Float, importance: Float) -> tuple[Float, Float]:
     middle, half = (top + bottom) / 2, (top - bottom) / 2
     total = importance.sum()
     best, scale, least = np.full(x.shape[1], np.inf, np.float32), _zeros(x), _zeros(x)
-    for share in SHRINK:
+    for share in SHARES:
         width = half * np.float32(share)
         q = _nearest(grid, x - (middle - width), width * np.float32(2 / grid.high))
         mean_q, mean_x = (importance * q).sum(axis=0) / total, (importance * x).sum(axis=0) / total
