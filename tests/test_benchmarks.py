@@ -171,3 +171,11 @@ def test_output_head_bounds(starter_gguf: Path) -> None:
     shares = [[float(cell) for cell in line.split("|")[2:6]] for line in lines[2:]]
     assert len(shares) == 10
     assert all(0 < share <= 100 for row in shares for share in row)
+
+
+def test_quantization(tiny: Path) -> None:
+    rows = run("quantization.py", str(tiny), "--only", "int8", "int4-gptq", "--threads", "1").stdout.splitlines()
+    assert [row.split("|")[1].strip() for row in rows] == ["row", "---", "(source)", "int8", "int4-gptq"]
+    bits, kl = (float(rows[3].split("|")[column]) for column in (3, 6))
+    assert bits == 8.5
+    assert 0 <= kl < 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gemmary.calibrate import formats
-from gemmary.calibrate.formats import bits, bits_per_weight, climb, kind_of, mixed, sensitivity, stretches, uniform
+from gemmary.calibrate.formats import bits, bits_per_weight, cheapest, kind_of, mixed, sensitivity, stretches, uniform
 from gemmary.checkpoints import Checkpoint
 from gemmary.errors import GemmaryError
 from gemmary.quantize.leaves import Dense
@@ -53,10 +53,10 @@ def test_rows_that_do_not_divide_are_named() -> None:
 def test_bits_go_where_they_save_most() -> None:
     weights = {"embed": 100, "down": 10, "q": 10}
     costs = {"embed": 1.0, "down": 1.0, "q": 0.01}
-    assert climb(weights, costs, 4.5) == {"embed": 0, "down": 0, "q": 0}
-    assert climb(weights, costs, 4.5 + 10 / 120) == {"embed": 0, "down": 1, "q": 0}
-    assert climb(weights, costs, 4.5 + 110 / 120)["embed"] == 1
-    assert set(climb(weights, costs, 8.5).values()) == {len(formats.LADDER) - 1}
+    assert cheapest(weights, costs, 4.5) == {"embed": 0, "down": 0, "q": 0}
+    assert cheapest(weights, costs, 4.5 + 11 / 120) == {"embed": 0, "down": 1, "q": 0}
+    assert cheapest(weights, costs, 4.5 + 111 / 120) == {"embed": 1, "down": 1, "q": 0}
+    assert set(cheapest(weights, costs, 8.5).values()) == {len(formats.LADDER) - 1}
 
 
 def test_a_mix_keeps_to_its_bits() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -76,8 +77,8 @@ def mixed(
 ) -> dict[str, str]:
     """The block type of every matrix, so that all together have at most `target` bits a weight.
 
-    Matrices of one kind (all `gate`s) have one format. Begins with the coarsest and makes that kind finer whose
-    measured cost falls most for the bits.
+    Matrices of one kind (all `gate`s) have one format. The choice is that of the least cost, as measured
+    for each kind by itself.
 
     Raises GemmaryError for a target below the coarsest, and for rows that do not divide into blocks.
     """
@@ -90,29 +91,25 @@ def mixed(
     if target < bits(coarsest):
         raise GemmaryError(f"a mix has at least {bits(coarsest)} bits a weight ({coarsest}), not {target}")
     costs = sensitivity(checkpoint, coarsest, sorted(weights), stretches(ids), progress)
-    steps = climb(weights, costs, target)
+    steps = cheapest(weights, costs, target)
     return {name: LADDER[steps[kind_of(name)]][0] if kind_of(name) in steps else f for name, f in found.items()}
 
 
-def climb(weights: dict[str, int], costs: dict[str, float], target: float) -> dict[str, int]:
-    """The step of `LADDER` for each kind: those that save most cost a bit first, while their bits fit the target.
+def cheapest(weights: dict[str, int], costs: dict[str, float], target: float) -> dict[str, int]:
+    """The step of `LADDER` for each kind, with the least cost of all whose bits fit the target: every choice is tried.
 
     weights: how many weights a kind has. costs: what the coarsest format of a kind costs.
     """
-    steps = dict.fromkeys(weights, 0)
-    room = (target - bits(LADDER[0][0])) * sum(weights.values())
-    while True:
-        best, best_gain, best_price = None, 0.0, 0.0
-        for kind, at in steps.items():
-            for to in range(at + 1, len(LADDER)):
-                price = (bits(LADDER[to][0]) - bits(LADDER[at][0])) * weights[kind]
-                gain = costs[kind] * (LADDER[at][1] - LADDER[to][1]) / price
-                if price <= room and gain > best_gain:
-                    best, best_gain, best_price = (kind, to), gain, price
-        if best is None:
-            return steps
-        steps[best[0]] = best[1]
-        room -= best_price
+    room = target * sum(weights.values())
+
+    def cost(steps: tuple[int, ...]) -> float:
+        return sum(costs[kind] * LADDER[step][1] for kind, step in zip(weights, steps, strict=True))
+
+    def size(steps: tuple[int, ...]) -> float:
+        return sum(count * bits(LADDER[step][0]) for count, step in zip(weights.values(), steps, strict=True))
+
+    choices = product(range(len(LADDER)), repeat=len(weights))
+    return dict(zip(weights, min((steps for steps in choices if size(steps) <= room), key=cost), strict=True))
 
 
 def sensitivity(

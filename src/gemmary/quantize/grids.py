@@ -17,6 +17,7 @@ from gemmary.errors import GemmaryError
 
 Float = npt.NDArray[np.float32]
 GROUP = 32
+_UNFIT = "weights that are not finite, or too large for a float16 scale, cannot be quantized"
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,13 @@ def choose(format: str, x: Float, importance: Float) -> tuple[Float, Float]:
     reach.
     """
     grid = GRIDS[format]
+    if not np.isfinite([x.min(), x.max()]).all():
+        raise GemmaryError(_UNFIT)
     fitted = _affine(grid, x, importance) if grid.has_least else (_symmetric(grid, x, importance), _zeros(x))
     with np.errstate(over="ignore"):
         scale, least = (each.astype(np.float16).astype(np.float32) for each in fitted)
     if not (np.isfinite(scale).all() and np.isfinite(least).all()):
-        raise GemmaryError("weights that are not finite, or too large for a float16 scale, cannot be quantized")
+        raise GemmaryError(_UNFIT)
     return scale, least
 
 
