@@ -123,6 +123,15 @@ def test_where_both_do_not_fit_it_says_so(
     assert "not measured: source and result need" in gemmary_command("show", tmp_path / "q").out
 
 
+def test_calibrating_that_does_not_fit_is_refused(
+    gemmary_command: Gemmary, model: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemmary.memory.available_bytes", lambda: 100_000)
+    done = gemmary_command("quantize", model, "--method", "gptq", "--text", text, "--out", tmp_path / "q")
+    assert "calibrating small needs about" in done.error
+    assert "choose the method rtn" in done.error
+
+
 def test_what_is_quantized_already_is_allowed_with_a_word(
     gemmary_command: Gemmary, model: Path, tmp_path: Path
 ) -> None:

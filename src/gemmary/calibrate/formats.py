@@ -102,10 +102,10 @@ def cheapest(weights: dict[str, int], costs: dict[str, float], target: float) ->
     """
     room = target * sum(weights.values())
 
-    def cost(steps: tuple[int, ...]) -> float:
+    def cost(steps: Iterable[int]) -> float:
         return sum(costs[kind] * LADDER[step][1] for kind, step in zip(weights, steps, strict=True))
 
-    def size(steps: tuple[int, ...]) -> float:
+    def size(steps: Iterable[int]) -> float:
         return sum(count * bits(LADDER[step][0]) for count, step in zip(weights.values(), steps, strict=True))
 
     choices = product(range(len(LADDER)), repeat=len(weights))

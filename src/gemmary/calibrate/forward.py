@@ -53,7 +53,9 @@ class Arriving(ReferenceOps):
 
     def linear(self, x: Array, weight: Leaf | Waiting) -> Array:
         if isinstance(weight, Waiting):
-            if self._inputs is not x:  # query, key and value have the same inputs, and so have gate and up
+            if (
+                self._inputs is not x or self._curvature is None
+            ):  # query, key and value have the same inputs, and so have gate and up
                 self._inputs, self._curvature = x, curvature(x)
             weight = self._arrival(weight.name, weight.leaf, self._curvature)
         return super().linear(x, weight)

@@ -29,6 +29,7 @@ from gemmary.checkpoints.json_files import write_json
 from gemmary.checkpoints.packed import save_packed
 from gemmary.checkpoints.tensors import tensors
 from gemmary.errors import GemmaryError
+from gemmary.memory import require
 from gemmary.quantize import gptq
 from gemmary.quantize.leaves import FLOATS, Affine, Blocks, Leaf, quantized
 from gemmary.quantize.pieces import pieces
@@ -102,7 +103,6 @@ def quantize(
         "formats": formats,
         "ids": hashlib.sha256(np.array(ids, dtype=np.int64).tobytes()).hexdigest(),
     }
-    kinds = {kind_of(name): format for name, format in formats.items()}
     said = {"text": text_name if text is not None else "built-in", "tokens": len(ids)} if reads else None
 
     with open_parts(out, job) as parts:
@@ -113,25 +113,34 @@ def quantize(
             work.calibrate(ids)
         work.round(formats)
 
+        stated: list[Quality] = []
+
         def state_quality(folder: Path) -> None:
             found = quality.measure(folder, model, checkpoint, threads, told)
-            nonlocal stated
-            stated = Quality(
-                checkpoint.name,
-                stored,
-                method,
-                said,
-                kinds,
-                bits_per_weight(checkpoint, formats),
-                found if isinstance(found, Measured) else None,
-                found if isinstance(found, str) else None,
+            stated.append(
+                Quality(
+                    checkpoint.name,
+                    stored,
+                    method,
+                    said,
+                    {kind_of(name): format for name, format in formats.items()},
+                    bits_per_weight(checkpoint, formats),
+                    found if isinstance(found, Measured) else None,
+                    found if isinstance(found, str) else None,
+                )
             )
-            write_json(folder / quality.FILE, stated.to_dict())
+            write_json(folder / quality.FILE, stated[0].to_dict())
 
-        stated: Quality | None = None
         notices += save_packed(work.result(), out, None, progress, finish=state_quality)
-    assert stated is not None
-    return Quantized(out, stated, tuple(notices))
+    return Quantized(out, stated[0], tuple(notices))
+
+
+def working_bytes(checkpoint: Checkpoint, tokens: int) -> int:
+    """Memory that calibrating takes: H, its damped copy, their factor and its work in float64 [C, C] for the widest
+    matrix of the layers, that matrix in float32 twice, and what is computed for the tokens of a text."""
+    shapes = [t.shape for t in tensors(checkpoint.config) if t.name.startswith("layers.") and not t.is_norm]
+    rows, columns = max(shapes, key=lambda shape: shape[1])
+    return 4 * 8 * columns**2 + 2 * 4 * rows * columns + 4 * 4 * tokens * columns
 
 
 class _Work:
@@ -154,6 +163,9 @@ class _Work:
         layers = {name for name in self._formats if name.startswith("layers.")}
         if layers <= self._done.keys() and "embed" in self._done:
             return
+        require(
+            working_bytes(self._checkpoint, len(ids)), f"calibrating {self._checkpoint.name}", "choose the method rtn"
+        )
         if config.bidirectional:  # its table is no head, and is only looked up in
             self.round(["embed"])
         elif "embed" not in self._done:

@@ -93,7 +93,8 @@ def compensated(format: str, weight: Float, factor: Float) -> npt.NDArray[np.uin
 def _round_block(format: str, x_JR: Float, u_JJ: Float) -> tuple[Float, Float, Float, Float]:
     """Codes, scales, least values and scaled errors of 32 columns; changes x."""
     diagonal = np.diag(u_JJ)
-    scale, least = choose(format, x_JR, (1 / diagonal**2)[:, None])
+    importance = np.square(1 / diagonal).astype(np.float32)
+    scale, least = choose(format, x_JR, importance[:, None])
     q, errors = np.empty_like(x_JR), np.empty_like(x_JR)
     for first in range(0, GROUP, _COLUMNS):
         end = first + _COLUMNS
