@@ -179,3 +179,19 @@ def test_quantization(tiny: Path) -> None:
     bits, kl = (float(rows[3].split("|")[column]) for column in (3, 6))
     assert bits == 8.5
     assert 0 <= kl < 1
+
+
+def test_every_size(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    arguments = ("--only", "gemma-3-270m", "--prefill", "4", "--decode", "2", "--threads", "1", "--out", str(rows))
+    told = run("every_size.py", *arguments).stdout
+    assert "on disk · peak" in told
+    row = json.loads(rows.read_text())
+    plan = row["plan"]
+    assert abs(row["peak_bytes"] - plan["total_bytes"]) < 100e6
+    assert row["disk_bytes"] == plan["weights_bytes"]
+    assert row["bandwidth_share"] > 0
+    with rows.open("a") as file:
+        file.write('{"model": "gemma-3-1b-pt", "qua')  # broken off
+    assert run("every_size.py", *arguments).stdout == told  # nothing is measured again
+    assert "no model is called 'gemma-9'" in run("every_size.py", "--only", "gemma-9", ok=False).stderr

@@ -112,7 +112,7 @@ TOOLS = {
     "tune",
     "verify",
 }
-ABOVE = {"__init__", "__main__", "api", "loaded"} | TOOLS
+ABOVE = {"__init__", "__main__", "api", "loaded", "plan"} | TOOLS
 """What ties the rooms together: may import any of them, and none of them imports it."""
 PROTOCOL = {"Engine", "EngineInfo", "Logits"}
 """All that `generate` knows of an engine."""

@@ -40,6 +40,7 @@ FLAGS = {
     "list": "--all --json",
     "rm": "MODEL --yes",
     "show": "MODEL --json",
+    "plan": "MODEL --quant --context --batch --task --devices --json --markdown",
     "verify": "MODEL --against --adapter --engine --text --tokens --taps --json "
     "--threads --dtype --quant --kv-dtype --isa",
     "bench": f"MODEL {LOADING} --isa --draft --adapter --prefill --decode --repeat --profile --roofline --json",

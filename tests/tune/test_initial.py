@@ -40,3 +40,28 @@ def test_the_seed_and_the_name_of_a_tensor_fix_its_bits() -> None:
     assert not np.array_equal(gate, first.lookup("layers.0.gate").dequantize())
     # The generator's raw words are the same in every version of numpy: so are these.
     assert gate[0, :3].tolist() == FIRST
+
+
+def test_places_of_a_tower_begin_apart_and_neighbours_alike() -> None:
+    shape = {"image_size": 32, "patch_size": 4, "num_layers": 2, "hidden_size": 64, "num_heads": 2}
+    settings = PretrainSettings(
+        data="x", out="x", vocab_size=1500, hidden_size=96, vision={**shape, "intermediate_size": 96}
+    )
+    checkpoint = initial_checkpoint(settings.config(), small.build(), "new", seed=0)
+
+    def weights(name: str) -> np.ndarray:
+        return checkpoint.lookup(name).dequantize()
+
+    filters = weights("vision.patch").reshape(64, 3, 16)
+    assert np.abs(filters.mean(axis=2)).max() < 1e-6
+    assert abs(filters.var() * 48 / 4 - 1) < 0.1
+    assert abs(weights("vision.layers.1.down").var() / weights("vision.layers.1.up").var() - 1 / 4) < 0.02
+    places = weights("vision.position")
+    apart = ((places[:, None] - places) ** 2).sum(axis=2)
+    assert apart[0, 1] < apart[0, 2]
+    assert apart[0, 8] < apart[0, 16]
+    assert apart[~np.eye(64, dtype=bool)].min() > 1
+    locations = weights("embed")[-1152:-128]
+    assert np.allclose((locations**2).sum(axis=1), 1, atol=0.02)
+    near = locations @ locations[500]
+    assert near[500] > near[504] > near[508] > near[520] > near[600]

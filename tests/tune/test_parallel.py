@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,10 @@ from gemmary.checkpoints.peft import read_adapter
 from gemmary.checkpoints.random_weights import random_checkpoint
 from gemmary.errors import GemmaryError
 from gemmary.tune import parallel, tensor_parallel
+from gemmary.tune.pretrain import pretrain
 from gemmary.tune.settings import TARGETS, Settings
 from tests.tiny import TINY
+from tests.tune.test_pretrain import settings_for, write_text
 
 STEPS = 20
 
@@ -83,6 +87,22 @@ def test_two_processes_compute_what_one_does(method: str, tmp_path: Path, monkey
     assert losses(Path(run.out))[STEPS][0] < 0.9 * losses(Path(run.out))[1][0]
     written = {path.name for path in Path(both.out).iterdir()}
     assert written == {path.name for path in Path(run.out).iterdir()}
+
+
+def test_a_model_from_scratch_on_two_processes(tmp_path: Path) -> None:
+    """One makes the start, both train; and what is measured of the model is the same."""
+    write_text(tmp_path / "text")
+    expected = pretrain(settings_for(tmp_path))
+    both = {**vars(settings_for(tmp_path)), "out": str(tmp_path / "both"), "text": str(tmp_path / "text")}
+    (tmp_path / "both.yaml").write_text(json.dumps({name: value for name, value in both.items() if value is not None}))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "gemmary", "pretrain", str(tmp_path / "both.yaml")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[:2000]
+    assert_same_losses(tmp_path / "new" / "model", tmp_path / "both" / "model")
+    held_out = json.loads((tmp_path / "both" / "held-out.json").read_text())
+    assert held_out["perplexity"] == pytest.approx(expected.held_out.perplexity, rel=1e-4)
 
 
 def divisible(folder: Path, method: str) -> Settings:

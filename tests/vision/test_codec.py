@@ -41,12 +41,12 @@ def test_the_file_beside_the_weights_comes_first(tmp_path: Path) -> None:
     assert model.mask_codec_file is None
     save_checkpoint(TinySource(model.config, model.lookup), tmp_path / "without")
     assert open_checkpoint(tmp_path / "without").mask_codec_file is None
-    np.savez(tmp_path / "own.npz", **random_arrays(1))
+    np.savez(tmp_path / "own.npz", **random_arrays(seed=1))
     source = TinySource(model.config, model.lookup, mask_codec_file=tmp_path / "own.npz")
     for format in ("safetensors", "packed"):
         save_checkpoint(source, tmp_path / format, format=format)
         found = open_checkpoint(tmp_path / format).mask_codec_file
-        assert decoded(codec.open_codec(found)) == decoded(MaskCodec(random_arrays(1)))
+        assert decoded(codec.open_codec(found)) == decoded(MaskCodec(random_arrays(seed=1)))
 
 
 def test_it_is_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, published: bytes) -> None:

@@ -16,7 +16,7 @@ from gemmary.checkpoints.convert import Meter, Progress, stored_bytes
 from gemmary.checkpoints.json_files import write_json
 from gemmary.checkpoints.pooling import write_pooling
 from gemmary.checkpoints.tensors import Tensor, bias_name, hub_name, tensors
-from gemmary.config import Config
+from gemmary.config import Config, VisionConfig
 from gemmary.errors import GemmaryError
 from gemmary.files import HashingFile, atomic_folder
 from gemmary.quantize.leaves import FLOATS, Affine, Dense, Leaf, transposed
@@ -86,7 +86,8 @@ def _parts(config: Config, table: Iterable[Tensor]) -> Iterator[_Part]:
 
 
 def write_around(source: Source, folder: Path, dtype: str, notices: list[str]) -> None:
-    """What a folder holds beside its weights: config.json, the tokenizer's files, the chat template, a mask codec."""
+    """What a folder holds beside its weights: config.json, the tokenizer's files, how pictures are prepared, the chat
+    template, a mask codec."""
     eos_ids = _eos_ids(source)
     write_json(folder / "config.json", write_config(source.config, dtype, eos_ids))
     if not source.config.bidirectional:
@@ -95,10 +96,29 @@ def write_around(source: Source, folder: Path, dtype: str, notices: list[str]) -
         notices.append("the folder carries no tokenizer")
     else:
         source.tokenizer.save(folder)
+    if source.config.prefix_lm and source.config.vision is not None:
+        write_json(folder / "preprocessor_config.json", _preprocessor_config(source.config.vision))
     if source.mask_codec_file is not None:
         shutil.copyfile(source.mask_codec_file, folder / MASK_CODEC)
     if source.chat_template is not None:
         (folder / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
+
+
+def _preprocessor_config(vision: VisionConfig) -> dict[str, Any]:
+    """By which transformers' AutoProcessor knows a PaliGemma: bicubic (3) to a square, from [0, 255] to [-1, 1]."""
+    return {
+        "processor_class": "PaliGemmaProcessor",
+        "image_processor_type": "SiglipImageProcessor",
+        "image_seq_length": vision.num_tokens,
+        "size": {"height": vision.image_size, "width": vision.image_size},
+        "do_resize": True,
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
 
 
 def _choose(source: Source, table: tuple[Tensor, ...], asked: str | None) -> tuple[str, list[str]]:

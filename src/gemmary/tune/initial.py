@@ -8,11 +8,17 @@ branches of a layer at (2 L)^-0.5 - 1. Such a norm makes its branch as large as 
 it, so what GPT-2 does to these has to be done here: the 2 L branches together then bring as much variance into the
 residual stream as the table does, however deep the model is. Begun at 0 they would bring 2 L times as much.
 
-The tower begins as big_vision's ViT does (models/vit.py, SigLIP's own code): attention and MLP uniform with variance
-2 / (inputs + outputs) (Glorot 2010), patches with variance 1 / inputs, positions with variance 1 / width (uniform;
-normal there), norms leaving their input as it is, biases 0 (a spread of 1e-6 in the MLP there). Its projection has
-variance 1 / inputs, so that a picture's tokens come as large as a text's; begun at 0, as big_vision's head, they would
-stand where the decoder's first norm divides by next to nothing.
+The tower begins about as big_vision's ViT does (models/vit.py, SigLIP's own code): attention and MLP uniform with
+variance 2 / (inputs + outputs) (Glorot 2010), norms leaving their input as it is, biases 0 (a spread of 1e-6 in the MLP
+there). Three things differ, because without them all places of a picture look alike to a small tower (with them, the
+variance over places of what comes out is 0.50 and not 0.07 of the whole), and where something is was not learnt at all:
+what ends a branch has 1 / (2 L) of that variance, as in GPT-2; a filter of the patches has no mean in any channel, so
+that an even ground is nothing, and variance 4 / inputs; positions are waves of row and column, as in the sincos2d of
+"Better plain ViT baselines" (Beyer 2022). The projection has variance 1 / inputs, so that a picture's tokens come as
+large as a text's; begun at 0, as big_vision's head, they would stand where the decoder's first norm divides by next to
+nothing.
+
+Rows of `<locNNNN>` are waves of the number, as large as other rows: what is learnt of one holds about for those beside.
 """
 
 from __future__ import annotations
@@ -29,8 +35,14 @@ from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.config import Config
 from gemmary.quantize.leaves import Affine, Dense, Leaf
 from gemmary.tokenizer import Tokenizer
+from gemmary.tune.vocabulary import PICTURE_TOKENS
+from gemmary.vision.objects import LOCATIONS
 
 Float32 = npt.NDArray[np.float32]
+_LOCATION_STEP = 8.0
+"""Numbers of a location that the shortest wave takes for a radian: a pixel of 128."""
+_PLACE_STEP = 0.5
+"""Places of the tower that its shortest wave takes for a radian."""
 _POST_NORMS = (".post_attn_norm", ".post_ffn_norm")
 
 
@@ -60,8 +72,33 @@ def _weight(tensor: Tensor, config: Config, source: np.random.SFC64) -> Float32:
         branch = tensor.name.endswith(_POST_NORMS)
         start = (2 * config.num_layers) ** -0.5 - 1 if branch else float(tensor.bias)
         return np.full(shape, start, np.float32)
+    if tensor.name == "vision.position":
+        assert config.vision is not None
+        row, column = np.divmod(np.arange(shape[0]), config.vision.side)
+        half = shape[1] // 2
+        across = _waves(column, half, _PLACE_STEP, config.vision.side / 2)
+        return np.concatenate([across, _waves(row, shape[1] - half, _PLACE_STEP, config.vision.side / 2)], axis=1)
     fan = sum(shape) / 2 if tensor.name.startswith("vision.layers.") else shape[1]
-    return (_uniform(source, shape[0] * shape[1]) * np.float32((3 / fan) ** 0.5)).reshape(shape)
+    if tensor.name.startswith("vision.layers.") and tensor.name.endswith((".o", ".down")):
+        assert config.vision is not None
+        fan *= 2 * config.vision.num_layers
+    weight: Float32 = (_uniform(source, shape[0] * shape[1]) * np.float32((3 / fan) ** 0.5)).reshape(shape)
+    if tensor.name == "vision.patch":  # blind to a patch's mean, or all of a picture's places look alike
+        channels = weight.reshape(shape[0], 3, -1)
+        filters: Float32 = np.float32(2) * (channels - channels.mean(axis=2, keepdims=True)).reshape(shape)
+        return filters
+    if tensor.name == "embed" and config.vision is not None:
+        locations = _waves(np.arange(LOCATIONS), shape[1], _LOCATION_STEP, 100) * np.float32((2 / shape[1]) ** 0.5)
+        first = shape[0] - len(PICTURE_TOKENS)
+        weight[first : first + LOCATIONS] = locations
+    return weight
+
+
+def _waves(numbers: npt.NDArray[np.int64], columns: int, step: float, longest: float) -> Float32:
+    """[numbers, columns] between -1 and 1: sines, then cosines, of lengths from 2 pi steps to `longest` times that."""
+    ways = (columns + 1) // 2
+    angles = numbers[:, None] / (step * np.float64(longest) ** (np.arange(ways) / max(1, ways - 1)))
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)[:, :columns].astype(np.float32)
 
 
 def _uniform(source: np.random.SFC64, count: int) -> Float32:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gemmary.checkpoints import open_checkpoint
 from gemmary.files import atomic_file
 from gemmary.tune.heldout import HeldOut, measure
+from gemmary.tune.parallel import leads
 from gemmary.tune.pretrain_settings import PretrainSettings
 from gemmary.tune.start import DATA, HELD_OUT, UNTRAINED, prepare, read_rows, shares
 
@@ -31,7 +32,8 @@ class Pretrained:
     """OUT/model: what `gemmary run`, `gemmary.load` and transformers take."""
     training: Result
     held_out: HeldOut | None
-    """None of a run from image rows: `training.test_loss` is measured on those held out."""
+    """None of a run from image rows (`training.test_loss` is measured on those held out), and in processes that do not
+    lead."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -55,6 +57,8 @@ def pretrain(settings: PretrainSettings, progress: Progress | None = None) -> Pr
         result = tune(settings.tuning(start / UNTRAINED, Path(settings.data), *shares(settings)), progress)
         return Pretrained(result.folder, result, None)
     result = tune(settings.tuning(start / UNTRAINED, start / DATA), progress)
+    if not leads():
+        return Pretrained(result.folder, result, None)
     held_out = measure_folder(result.folder, start / HELD_OUT)
     with atomic_file(start.parent / "held-out.json") as file:
         file.write((json.dumps(held_out.as_dict(), indent=2) + "\n").encode())

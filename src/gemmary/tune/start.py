@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from gemmary.files import atomic_folder, check_folder
 from gemmary.tune.corpus import Document, read_documents, split
 from gemmary.tune.image_rows import texts_of
 from gemmary.tune.initial import initial_checkpoint
+from gemmary.tune.parallel import leads
 from gemmary.tune.pretrain_settings import PretrainSettings
 from gemmary.tune.sources import find_sources
 from gemmary.tune.vocabulary import train_picture_tokenizer, train_tokenizer
@@ -37,11 +39,13 @@ def prepare(settings: PretrainSettings) -> tuple[Path, list[str]]:
     One that is there is used if its checksums hold and it was made from the same text and settings: the tokenizer is
     not trained again. Raises GemmaryError where it was not, or for text that cannot be read, split or tokenized so.
     """
+    path = Path(settings.out).expanduser() / "start"
+    if not leads():
+        _await(path)
     if settings.text is None:
-        return _prepare_pictures(settings), []
+        return _prepare_pictures(settings, path), []
     documents, notices = read_documents(settings.text)
     made_from = {"text_sha256": _digest(document.text for document in documents), **settings.start()}
-    path = Path(settings.out).expanduser() / "start"
     if _is_made(path, made_from):
         return path, notices
     corpus = split(documents, settings.validation, settings.held_out, settings.seed)
@@ -64,14 +68,13 @@ def shares(settings: PretrainSettings) -> tuple[float | None, float | None]:
     return None if "valid" in own else settings.validation, None if "test" in own else settings.held_out
 
 
-def _prepare_pictures(settings: PretrainSettings) -> Path:
+def _prepare_pictures(settings: PretrainSettings, path: Path) -> Path:
     """The tokenizer is trained on the rows that are trained on."""
     assert settings.data is not None
     validation, test = shares(settings)
     rows = find_sources(settings.data, validation=validation, test=test, seed=settings.seed)["train"]
     texts = [text for row, _ in rows for text in texts_of(row)]
     made_from = {"text_sha256": _digest(texts), **settings.start()}
-    path = Path(settings.out).expanduser() / "start"
     if not _is_made(path, made_from):
         tokenizer = train_picture_tokenizer(texts, settings.vocab_size)
         model = initial_checkpoint(settings.config(), tokenizer, path.parent.name, settings.seed)
@@ -86,6 +89,12 @@ def read_rows(path: Path) -> Iterator[str]:
     with open(path, encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)["text"]
+
+
+def _await(path: Path) -> None:
+    """Of several processes one makes the start. If it fails, `torchrun` ends those that wait here."""
+    while not path.exists():
+        time.sleep(0.2)
 
 
 def _write(path: Path, documents: Sequence[Document]) -> None:

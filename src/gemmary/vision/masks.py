@@ -21,40 +21,63 @@ SIDE = 64
 GRID = 4
 """Of its codes."""
 NUM_CODES = 128
-CODE_SIZE = 512
 _CODEBOOK = "_vq_vae._embedding"
-_ENCODER = (("encoder.0", 1, 16), ("encoder.2", 16, 32), ("encoder.4", 32, 64), ("encoder.6", 64, 128))
+_ENCODER = ("encoder.0", "encoder.2", "encoder.4", "encoder.6")
 _ENCODER_RESIDUALS = ("encoder.8.net", "encoder.9.net")
 _DECODER_RESIDUALS = ("decoder.2.net", "decoder.3.net")
-_DECODER = (("decoder.4", 128, 128), ("decoder.6", 128, 64), ("decoder.8", 64, 32), ("decoder.10", 32, 16))
+_DECODER = ("decoder.4", "decoder.6", "decoder.8", "decoder.10")
+_LAYERS = (*_ENCODER, "encoder.10", "decoder.0", *_DECODER, "decoder.12")
+"""Each reads what the one before it writes; `encoder.10` writes codes, which `decoder.0` reads. Residual blocks keep
+the number of channels that they are given."""
 
 
-def _shapes() -> dict[str, tuple[int, ...]]:
-    """Every array: name without `.weight`/`.bias` -> shape of the weight; biases have one number an output."""
-    shapes: dict[str, tuple[int, ...]] = {name: (o, c, 4, 4) for name, c, o in _ENCODER}
-    for residual in (*_ENCODER_RESIDUALS, *_DECODER_RESIDUALS):
-        shapes |= {f"{residual}.{i}": (128, 128, k, k) for i, k in ((0, 3), (2, 3), (4, 1))}
-    shapes |= {"encoder.10": (CODE_SIZE, 128, 1, 1), "decoder.0": (128, CODE_SIZE, 1, 1), "decoder.12": (1, 16, 1, 1)}
-    return shapes | {name: (c, o, 4, 4) for name, c, o in _DECODER}  # transposed convolutions: inputs first
+def shapes_of(channels: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Every array of a codec -> its shape.
+
+    channels: what each of `_LAYERS` writes. Those of `vae-oid.npz` are 16, 32, 64, 128, 512 (the codes), 128, 128, 64,
+    32, 16, 1.
+    """
+    weights: dict[str, tuple[int, ...]] = {}
+    wide = dict(zip(_LAYERS, channels, strict=True))
+    for name, inputs, outputs in zip(_LAYERS, (1, *channels), channels, strict=False):
+        kernel = (4, 4) if name in (*_ENCODER, *_DECODER) else (1, 1)
+        transposed = name in _DECODER  # its inputs come first
+        weights[name] = (*((inputs, outputs) if transposed else (outputs, inputs)), *kernel)
+    for residuals, width in ((_ENCODER_RESIDUALS, wide["encoder.6"]), (_DECODER_RESIDUALS, wide["decoder.0"])):
+        for residual in residuals:
+            weights |= {f"{residual}.{i}": (width, width, k, k) for i, k in ((0, 3), (2, 3), (4, 1))}
+    shapes: dict[str, tuple[int, ...]] = {_CODEBOOK: (NUM_CODES, wide["encoder.10"])}
+    for name, shape in weights.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": (shape[1 if name in _DECODER else 0],)}
+    return shapes
 
 
 class MaskCodec:
-    """Encodes masks as codes and decodes them. `arrays` as in `vae-oid.npz`; more than needed is ignored.
+    """Encodes masks as codes and decodes them. `arrays` as in `vae-oid.npz`, with any numbers of channels that agree
+    with each other, in float32 or float16; more arrays than needed are ignored.
 
-    Raises GemmaryError where an array is missing or has another shape.
+    Raises GemmaryError where an array is missing or does not fit the others.
     """
 
     def __init__(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        expected: dict[str, tuple[int, ...]] = {_CODEBOOK: (NUM_CODES, CODE_SIZE)}
-        for name, shape in _shapes().items():
-            outputs = shape[1] if name in dict.fromkeys(n for n, _, _ in _DECODER) else shape[0]
-            expected |= {f"{name}.weight": shape, f"{name}.bias": (outputs,)}
+        channels = []
+        for name in _LAYERS:
+            bias = f"{name}.bias"
+            if bias not in arrays:
+                raise GemmaryError(f"the mask codec lacks {bias}")
+            if arrays[bias].ndim != 1:
+                raise GemmaryError(f"{bias} of the mask codec has shape {arrays[bias].shape}: one number a channel")
+            channels.append(len(arrays[bias]))
+        if channels[-1] != 1:
+            raise GemmaryError(f"the mask codec decodes to {channels[-1]} channels, not 1")
         self._arrays: dict[str, Float32] = {}
-        for name, shape in expected.items():
+        for name, shape in shapes_of(channels).items():
             if name not in arrays:
                 raise GemmaryError(f"the mask codec lacks {name}")
             if arrays[name].shape != shape:
                 raise GemmaryError(f"{name} of the mask codec has shape {arrays[name].shape}, not {shape}")
+            if arrays[name].dtype not in (np.float32, np.float16):
+                raise GemmaryError(f"{name} of the mask codec is {arrays[name].dtype}, not float32 or float16")
             self._arrays[name] = np.asarray(arrays[name], dtype=np.float32)
 
     @classmethod
@@ -70,11 +93,11 @@ class MaskCodec:
         """16 codes, row by row -> [64, 64], about -1 (outside) to 1 (inside)."""
         if len(codes) != GRID * GRID or not all(0 <= code < NUM_CODES for code in codes):
             raise GemmaryError(f"a mask is {GRID * GRID} codes from 0 to {NUM_CODES - 1}, not {list(codes)}")
-        x = self._arrays[_CODEBOOK][np.asarray(codes)].T.reshape(CODE_SIZE, GRID, GRID)
+        x = self._arrays[_CODEBOOK][np.asarray(codes)].T.reshape(-1, GRID, GRID)
         x = _relu(self._conv(x, "decoder.0"))
         for residual in _DECODER_RESIDUALS:
             x = self._residual(x, residual)
-        for name, _, _ in _DECODER:
+        for name in _DECODER:
             x = _relu(_conv_transpose(x, self._arrays[f"{name}.weight"], self._arrays[f"{name}.bias"]))
         out: Float32 = self._conv(x, "decoder.12")[0]
         return out
@@ -82,11 +105,11 @@ class MaskCodec:
     def encode(self, mask: Float32) -> tuple[int, ...]:
         """A mask cut to its box, [64, 64] from 0 (outside) to 1 -> its 16 codes, row by row."""
         x = (2 * (np.asarray(mask, dtype=np.float32) - np.float32(0.5)))[None]
-        for name, _, _ in _ENCODER:
+        for name in _ENCODER:
             x = _relu(self._conv(x, name, stride=2, padding=1))
         for residual in _ENCODER_RESIDUALS:
             x = self._residual(x, residual)
-        found = self._conv(x, "encoder.10").reshape(CODE_SIZE, -1).T
+        found = self._conv(x, "encoder.10").reshape(-1, GRID * GRID).T
         book = self._arrays[_CODEBOOK]
         # |x - c|² without |x|², which is the same for every code.
         distances = np.square(book).sum(axis=1) - 2 * found @ book.T
