@@ -173,6 +173,14 @@ def test_output_head_bounds(starter_gguf: Path) -> None:
     assert all(0 < share <= 100 for row in shares for share in row)
 
 
+def test_quantization(tiny: Path) -> None:
+    rows = run("quantization.py", str(tiny), "--only", "int8", "int4-gptq", "--threads", "1").stdout.splitlines()
+    assert [row.split("|")[1].strip() for row in rows] == ["row", "---", "(source)", "int8", "int4-gptq"]
+    bits, kl = (float(rows[3].split("|")[column]) for column in (3, 6))
+    assert bits == 8.5
+    assert 0 <= kl < 1
+
+
 def test_every_size(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     arguments = ("--only", "gemma-3-270m", "--prefill", "4", "--decode", "2", "--threads", "1", "--out", str(rows))
