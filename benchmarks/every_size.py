@@ -69,11 +69,11 @@ def measure(name: str, quant: str, prefill: int, decode: int, threads: int | Non
         return {"left_out": f"{needs.line}, and {(needs.available_bytes or 0) / 1e9:.1f} GB can be had"}
     model = gemmary.random_model(name, held, context=context, threads=threads)
     model.engine.bound_head_after = None
-    _round(model, prefill, decode)
+    _round(model, prefill, decode, 0)
     peak = peak_rss_bytes()
     looks = Looks(Machine(threads))
     _look(looks)
-    stats = _round(model, prefill, decode)
+    stats = _round(model, prefill, decode, 1)
     _look(looks)
     speed = speed_of(looks.ceilings())
     plan = make_plan(planned, context=context, device=device, speed=speed)
@@ -99,11 +99,12 @@ def _look(looks: Any) -> None:
         looks.at_arithmetic()
 
 
-def _round(model: Any, prefill: int, decode: int) -> Any:
-    """What a prompt, after a picture where the model sees, and its answer took."""
+def _round(model: Any, prefill: int, decode: int, seed: int) -> Any:
+    """What a prompt, after a picture where the model sees, and its answer took. Another seed is another prompt: one
+    that was read before would not be read again."""
     import numpy as np
 
-    config, random = model.config, np.random.default_rng(0)
+    config, random = model.config, np.random.default_rng(seed)
     options: dict[str, Any] = {"max_tokens": decode + 1, "temperature": 0.0, "ignore_eos": True, "speculate": False}
     if config.vision is not None:
         side = config.vision.image_size
