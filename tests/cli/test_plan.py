@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gemmary import memory
+from gemmary import memory, plan
 from gemmary.cli import console
+from gemmary.cli import plan as command
 from gemmary.plan import MachineSpeed
 from gemmary.plan.page import page
 from tests.cli.conftest import Gemmary
@@ -112,3 +113,9 @@ def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR")
     console.table([("x", "1"), ("y", "2")], ("n", "c"), ["red", None])
     assert screen.getvalue() == "n  c\n\033[31mx  1\033[0m\ny  2\n"
+
+
+def test_the_choices_of_the_command_are_the_planners() -> None:
+    """The command has its own, so that its help imports no planner."""
+    assert command.TASKS == plan.TASKS
+    assert tuple(plan.FORMATS) == command.FORMATS

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import gemmary
+from gemmary.calibrate.formats import FORMATS
 from gemmary.calibrate.quantize import calibration_text
 from gemmary.checkpoints import open_checkpoint
+from gemmary.cli import quantize as command
 from gemmary.verify import builtin_text
 from tests.cli.conftest import Gemmary
 from tests.cli.small_models import write_small
@@ -168,3 +170,8 @@ def test_the_texts_differ() -> None:
     paragraphs = {line for line in builtin_text().splitlines() if len(line) > 40}
     assert not paragraphs & set(calibration_text().splitlines())
     assert len(calibration_text().encode()) > 10_000
+
+
+def test_the_formats_of_the_command_are_those_that_can_be_made() -> None:
+    """The command has its own, so that its help imports nothing heavy."""
+    assert set(command.FORMATS) == set(FORMATS)

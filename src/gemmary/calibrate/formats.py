@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from gemmary.calibrate.forward import run
 from gemmary.checkpoints import Checkpoint
+from gemmary.checkpoints.convert import NAMES
 from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.errors import GemmaryError
 from gemmary.quantize.blocks import BLOCK_SIZES, row_bytes
 from gemmary.quantize.grids import GRIDS
 from gemmary.quantize.leaves import Leaf, padded_columns, quantized, slices
 
-FORMATS: dict[str, str] = {"int8": "Q8_0", "int4": "Q4_0", **{name: name for name in GRIDS}}
+FORMATS: dict[str, str] = {name: NAMES[name] for name in ("int8", "int4", *GRIDS)}
 """What a user may ask for -> the block type. All have blocks of 32, which every width of the series divides into."""
 
 LADDER: tuple[tuple[str, float], ...] = (("Q4_0", 1.0), ("Q5_0", 1 / 4), ("Q8_0", 1 / 256))

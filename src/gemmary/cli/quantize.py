@@ -11,7 +11,7 @@ from gemmary.errors import GemmaryError
 from gemmary.memory import size
 
 FORMATS = ("int8", "int4", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
-METHODS = (
+METHOD_HELP = (
     "rtn: each weight to the nearest (default); gptq: calibrated, nearer to the original at the same size: a text runs "
     "through the model and each matrix's errors are made up for by its other weights"
 )
@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
         metavar="X",
         help="instead of --to: a mix of at most X bits a weight, finest where rounding was measured to cost most",
     )
-    command.add_argument("--method", choices=("rtn", "gptq"), default="rtn", help=METHODS)
+    command.add_argument("--method", choices=("rtn", "gptq"), default="rtn", help=METHOD_HELP)
     command.add_argument("--text", metavar="FILE", help="calibrate on this text (default: a built-in one)")
     command.add_argument("--threads", type=parser.count, metavar="N", help="threads (default: one for each core)")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from gemmary.checkpoints.convert import NAMES
 from gemmary.checkpoints.tensors import tensors
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
@@ -17,7 +18,7 @@ from gemmary.plan.training import ADAPTED, training_bytes
 from gemmary.quantize.leaves import FLOATS
 
 TASKS = ("run", "lora", "qlora", "full", "pretrain")
-FORMATS: dict[str, str] = {"float32": "F32", "bfloat16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
+FORMATS: dict[str, str] = {name: NAMES[name] for name in ("float32", "bfloat16", "int8", "int4")}
 """What a user calls a format -> its name."""
 BLOCKS = ("int8", "int4")
 DEFAULT_CONTEXT = 8192

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gemmary import zoo
-from gemmary.checkpoints import Checkpoint, hub, open_named, starter
+from gemmary.checkpoints import Checkpoint, hub, open_named
 from gemmary.checkpoints.convert import NAMES, stored_bytes
 from gemmary.checkpoints.tensors import PADDED_ROWS, tensors
 from gemmary.config import Config
@@ -63,10 +63,9 @@ def released(row: zoo.Variant) -> Subject:
 
 def of_checkpoint(checkpoint: Checkpoint) -> Subject:
     """An opened checkpoint."""
-    name = starter.NAME if checkpoint.name == starter.NAME else checkpoint.name
     nbytes = checkpoint.stored_bytes()
     made = checkpoint.format == "random"
-    return Subject(name, checkpoint.config, checkpoint.formats(), 0 if made else nbytes, 0, made)
+    return Subject(checkpoint.name, checkpoint.config, checkpoint.formats(), 0 if made else nbytes, 0, made)
 
 
 def file_bytes(config: Config, format: str) -> int:
