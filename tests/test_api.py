@@ -489,7 +489,7 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
 
 def test_memory_that_a_load_would_not_fit_is_foreseen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 10_000)
-    with pytest.raises(GemmaryError, match=r"tiny-it \(as stored\) needs about .* 10,000 bytes are available"):
+    with pytest.raises(GemmaryError, match=r"tiny-it at float32 with 64 tokens .* needs .* 10,000 bytes are available"):
         gemmary.load(folder, engine="reference")
 
 
@@ -497,7 +497,7 @@ def test_memory_is_foreseen_for_what_the_torch_engine_holds(folder: Path, monkey
     pytest.importorskip("torch", reason="PyTorch is not installed")
     weights = tiny_checkpoint().config.weight_bytes(32)
     monkeypatch.setattr(memory, "available_bytes", lambda: weights // 2)
-    with pytest.raises(GemmaryError, match=r"tiny-it \(float32\) needs about"):
+    with pytest.raises(GemmaryError, match=r"tiny-it at float32 with 64 tokens of context needs about"):
         gemmary.load(folder, engine="torch", quant="int4")
 
 
@@ -511,8 +511,9 @@ def test_the_context_shrinks_to_what_memory_holds_and_says_so() -> None:
     assert api._fit_context(engine, None, 30 * per_token + 1, notices) == 30
     assert "30 of the model's 64" in notices[0]
     assert api._fit_context(engine, None, None, notices) == 64
-    with pytest.raises(GemmaryError, match="ask for 30 or fewer"):
-        api._fit_context(engine, 31, 30 * per_token, notices)
+    assert api._fit_context(engine, 31, 30 * per_token, notices) == 31  # the plan has judged it
+    with pytest.raises(GemmaryError, match="no memory is left for keys and values"):
+        api._fit_context(engine, None, per_token - 1, notices)
 
 
 def test_available_memory_is_the_least_of_machine_and_container(tmp_path: Path) -> None:

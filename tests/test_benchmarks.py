@@ -171,3 +171,27 @@ def test_output_head_bounds(starter_gguf: Path) -> None:
     shares = [[float(cell) for cell in line.split("|")[2:6]] for line in lines[2:]]
     assert len(shares) == 10
     assert all(0 < share <= 100 for row in shares for share in row)
+
+
+def test_quantization(tiny: Path) -> None:
+    rows = run("quantization.py", str(tiny), "--only", "int8", "int4-gptq", "--threads", "1").stdout.splitlines()
+    assert [row.split("|")[1].strip() for row in rows] == ["row", "---", "(source)", "int8", "int4-gptq"]
+    bits, kl = (float(rows[3].split("|")[column]) for column in (3, 6))
+    assert bits == 8.5
+    assert 0 <= kl < 1
+
+
+def test_every_size(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    arguments = ("--only", "gemma-3-270m", "--prefill", "4", "--decode", "2", "--threads", "1", "--out", str(rows))
+    told = run("every_size.py", *arguments).stdout
+    assert "on disk · peak" in told
+    row = json.loads(rows.read_text())
+    plan = row["plan"]
+    assert abs(row["peak_bytes"] - plan["total_bytes"]) < 100e6
+    assert row["disk_bytes"] == plan["weights_bytes"]
+    assert row["bandwidth_share"] > 0
+    with rows.open("a") as file:
+        file.write('{"model": "gemma-3-1b-pt", "qua')  # broken off
+    assert run("every_size.py", *arguments).stdout == told  # nothing is measured again
+    assert "no model is called 'gemma-9'" in run("every_size.py", "--only", "gemma-9", ok=False).stderr

@@ -98,8 +98,21 @@ ALLOWED: dict[str, set[str]] = {
     "vision": {"chat", "checkpoints", "config", "errors", "files", "generate", "tokenizer"},
 }
 """For each room, the modules (with what is below them) that it may import besides itself."""
-TOOLS = {"adapters", "bench", "cli", "drafting", "embedding", "scores", "seeing", "serve", "taps", "tune", "verify"}
-ABOVE = {"__init__", "__main__", "api", "loaded"} | TOOLS
+TOOLS = {
+    "adapters",
+    "bench",
+    "calibrate",
+    "cli",
+    "drafting",
+    "embedding",
+    "scores",
+    "seeing",
+    "serve",
+    "taps",
+    "tune",
+    "verify",
+}
+ABOVE = {"__init__", "__main__", "api", "loaded", "plan"} | TOOLS
 """What ties the rooms together: may import any of them, and none of them imports it."""
 PROTOCOL = {"Engine", "EngineInfo", "Logits"}
 """All that `generate` knows of an engine."""

@@ -47,6 +47,9 @@ class Runtime:
     def threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
+    @property
+    def working_bytes(self) -> int:
+        """Memory that the steps so far have taken for buffers and scratch. It stays."""
 
 class PackedWeight:
     """A matrix as the kernels read it: in memory of its own, to be packed before it is used, or in panels elsewhere."""

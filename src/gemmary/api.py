@@ -22,7 +22,7 @@ from gemmary.config import Config
 from gemmary.engines import ENGINES, KV_DTYPES, Engine, open_engine
 from gemmary.errors import GemmaryError
 from gemmary.loaded import GemmaryWarning, Model, warn
-from gemmary.memory import available_bytes, require, size
+from gemmary.memory import available_bytes, size
 from gemmary.quantize import blocks
 from gemmary.quantize.leaves import FLOATS, Affine, Leaf
 from gemmary.quantize.leaves import quantized as in_blocks
@@ -33,7 +33,8 @@ DTYPES = ("float32", "bfloat16")
 QUANT = {"int8": "Q8_0", "int4": "Q4_0"}
 """Block types of `quant=`: groups of 32 weights with one float16 scale."""
 CONVENTIONS = ("big_vision", "transformers")
-_BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.5, "int4": 4.5}
+LEAST_CONTEXT = 512
+"""Tokens that there must be memory for where none are asked for."""
 
 
 def load(
@@ -132,14 +133,16 @@ def _loaded(
     notices: list[str] = []
     if quant is not None:
         lookup = quantized(checkpoint, quant, notices)
-    held = _held_as(engine, checkpoint, options["dtype"], quant)
-    needed = checkpoint.config.weight_bytes(_BITS[held]) if held else checkpoint.stored_bytes()
-    needed += sum(adapter.nbytes for adapter in adapters.values())
-    require(needed, f"{checkpoint.name} ({held or 'as stored'})", 'try quant="int4", or a smaller model')
+    _check_context(checkpoint.config, context)
+    least = context or min(checkpoint.config.context_length, LEAST_CONTEXT)
+    extra = sum(adapter.nbytes for adapter in adapters.values()) + _draft_bytes(draft, least)
+    _require_room(checkpoint, engine, quant, least, extra, options)
     adapted = wrapped(lookup, checkpoint.config, list(adapters.values())) if adapters else lookup
     built = _open_engine(engine, checkpoint.config, adapted, options)
     kv_bytes = None if (free := available_bytes()) is None else free // 2
-    fitted = _fit_context(built, context, kv_bytes, notices, draft.engine if draft else None)
+    if kv_bytes is not None and context is not None:  # for which the plan has found room
+        kv_bytes = max(kv_bytes, built.cache_bytes(context) + _draft_bytes(draft, context))
+    fitted = _fit_context(built, context, kv_bytes, notices, draft)
     model = Model(
         checkpoint,
         built,
@@ -240,36 +243,51 @@ def _open_engine(name: str, config: Config, lookup: Callable[[str], Leaf], optio
         raise GemmaryError(f"the {name} engine is not built into this installation: {error}") from error
 
 
-def _held_as(engine: str, checkpoint: Checkpoint, dtype: str | None, quant: str | None) -> str | None:
-    """What the engine holds the weights as (a key of `_BITS`); None: as stored."""
-    if engine != "torch" or dtype is not None:
-        return dtype or quant
-    # PyTorch has no blocks and is not given float16: it widens them, as its engine's docstring says.
-    return "bfloat16" if quant is None and checkpoint.lookup("embed").format == "BF16" else "float32"
-
-
-def _fit_context(
-    engine: Engine, context: int | None, kv_bytes: int | None, notices: list[str], draft: Engine | None = None
-) -> int:
-    """The context that was asked for, or the model's own, cut to what the key-value caches may take."""
-    most = engine.config.context_length
+def _check_context(config: Config, context: int | None) -> None:
+    most = config.context_length
     if context is not None and (not isinstance(context, int) or not 1 <= context <= most):
         shown = f"{context:,}" if isinstance(context, int) else repr(context)
         raise GemmaryError(f"context must be from 1 to the model's own {most:,} tokens, not {shown}")
-    wanted = context or most
+
+
+def _draft_bytes(draft: Model | None, tokens: int) -> int:
+    """Of the draft's keys and values beside so many tokens."""
+    if draft is None:
+        return 0
+    return draft.engine.cache_bytes(min(tokens, draft.engine.config.context_length))
+
+
+def _require_room(
+    checkpoint: Checkpoint, engine: str, quant: str | None, context: int, extra_bytes: int, options: Mapping[str, Any]
+) -> None:
+    """Raises GemmaryError, with what fits instead, where weights, caches of `context` tokens and a step do not fit into
+    memory. extra_bytes: of what comes beside them."""
+    from gemmary.plan import check_fits, find_devices, make_plan, of_checkpoint, this_cpu
+
+    planned, device = of_checkpoint(checkpoint), this_cpu(options["threads"])
+    quant = options["dtype"] or quant
+    if engine == "torch":  # which has no blocks, and takes a GPU where there is one
+        device = find_devices()[:2][-1]
+        quant = "float32" if quant in QUANT else quant
+    how: dict[str, Any] = {"engine": engine, "kv_dtype": options["kv_dtype"], "extra_bytes": extra_bytes}
+    plan = make_plan(planned, quant=quant, context=context, device=device, **how)
+    check_fits(planned, plan, device=device, **how)
+
+
+def _fit_context(
+    engine: Engine, context: int | None, kv_bytes: int | None, notices: list[str], draft: Model | None = None
+) -> int:
+    """The context that was asked for, or as much of the model's own as the key-value caches have room for."""
+    most = engine.config.context_length
+    if context is not None or kv_bytes is None:
+        return context or most
 
     def cache_bytes(tokens: int) -> int:
-        mine = engine.cache_bytes(tokens)
-        return mine if draft is None else mine + draft.cache_bytes(min(tokens, draft.config.context_length))
+        return engine.cache_bytes(tokens) + _draft_bytes(draft, tokens)
 
-    fits = wanted if kv_bytes is None else bisect.bisect_right(range(1, wanted + 1), kv_bytes, key=cache_bytes)
-    if fits == wanted:
-        return wanted
-    assert kv_bytes is not None
-    if context is not None or fits == 0:
-        raise GemmaryError(
-            f"a context of {wanted:,} tokens needs {size(cache_bytes(wanted))} and {size(kv_bytes)} can be set "
-            f"aside for it: ask for {max(fits, 1):,} or fewer"
-        )
-    notices.append(f"the context is {fits:,} of the model's {wanted:,} tokens: that is what memory has room for")
+    fits = bisect.bisect_right(range(1, most + 1), kv_bytes, key=cache_bytes)
+    if fits == 0:
+        raise GemmaryError(f"no memory is left for keys and values: {size(kv_bytes)} can be set aside for them")
+    if fits < most:
+        notices.append(f"the context is {fits:,} of the model's {most:,} tokens: that is what memory has room for")
     return fits

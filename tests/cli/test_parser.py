@@ -40,11 +40,13 @@ FLAGS = {
     "list": "--all --json",
     "rm": "MODEL --yes",
     "show": "MODEL --json",
+    "plan": "MODEL --quant --context --batch --task --devices --json --markdown",
     "verify": "MODEL --against --adapter --engine --text --tokens --taps --json "
     "--threads --dtype --quant --kv-dtype --isa",
     "bench": f"MODEL {LOADING} --isa --draft --adapter --prefill --decode --repeat --profile --roofline --json",
     "embed": "MODEL --engine --threads --dtype --quant --kv-dtype TEXT --prompt --title --dimensions",
     "convert": "SRC DST --format --dtype --image-size",
+    "quantize": "MODEL --out --to --embed --bits --method --text --threads",
     "tune": f"-c MODEL DATA --out --method {LENGTHS} "
     + TRAINING.format(pictures="", adapter=ADAPTER, parallel="--tensor-parallel ", rows="--validation --test ")
     + " --chat-style --json --preview",

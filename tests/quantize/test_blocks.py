@@ -11,6 +11,8 @@ from gemmary.quantize.leaves import Blocks
 
 gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
 
+MADE = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+
 SCALES = {  # bytes of a block that hold float16 scales
     "Q4_0": (0,),
     "Q4_1": (0, 2),
@@ -74,14 +76,16 @@ def hard_weights() -> np.ndarray:
     return x
 
 
-@pytest.mark.parametrize("format", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("format", MADE)
 def test_quantize_equals_ggml(format: str) -> None:
     x = hard_weights()
     expected = gguf.quants.quantize(x, gguf.GGMLQuantizationType[format])
     assert np.array_equal(quantize(format, x), expected)
 
 
-@pytest.mark.parametrize(("format", "bound"), [("Q8_0", 1 / 127), ("Q4_0", 1 / 8)])
+@pytest.mark.parametrize(
+    ("format", "bound"), [("Q8_0", 1 / 127), ("Q4_0", 1 / 8), ("Q4_1", 1 / 7), ("Q5_0", 1 / 16), ("Q5_1", 1 / 15)]
+)
 def test_quantize_error_is_within_a_step(format: str, bound: float) -> None:
     x = np.random.default_rng(4).standard_normal((5, 64)).astype(np.float32)
     error = np.abs(dequantize(format, quantize(format, x)) - x).reshape(5, 2, 32)
@@ -91,7 +95,7 @@ def test_quantize_error_is_within_a_step(format: str, bound: float) -> None:
 
 def test_denormal_weights_become_zero() -> None:
     x = np.full((1, 32), 1e-44, dtype=np.float32)
-    for format in ("Q8_0", "Q4_0"):
+    for format in MADE:
         assert np.array_equal(dequantize(format, quantize(format, x)), np.zeros((1, 32), dtype=np.float32))
 
 
@@ -99,7 +103,7 @@ def test_denormal_weights_become_zero() -> None:
 def test_weights_without_a_scale_are_refused(bad: float) -> None:
     x = np.zeros((2, 32), dtype=np.float32)
     x[1, 5] = bad
-    for format in ("Q8_0", "Q4_0"):
+    for format in MADE:
         with pytest.raises(GemmaryError, match="cannot be quantized"):
             quantize(format, x)
 
@@ -111,5 +115,5 @@ def test_columns_that_do_not_divide_are_refused() -> None:
         dequantize("Q4_K", np.zeros((2, 145), dtype=np.uint8))
     with pytest.raises(GemmaryError, match="not a block type"):
         row_bytes("IQ4_XS", 256)
-    with pytest.raises(GemmaryError, match="choose Q8_0 or Q4_0"):
+    with pytest.raises(GemmaryError, match="choose Q8_0, Q4_0, Q4_1"):
         quantize("Q4_K", np.zeros((1, 256), dtype=np.float32))

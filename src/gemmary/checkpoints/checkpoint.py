@@ -43,6 +43,8 @@ class Checkpoint:
     """What the file says word by word, where `config` is not that (PaliGemma 2: `config_json.py`)."""
     made_bytes: int = 0
     """Bytes of weights that lie in no file."""
+    made_formats: Mapping[str, str] = field(default_factory=dict)
+    """Format of each weight that lies in no file, where asking for the weight would make it."""
     tower_path: Path | None = None
     """The file beside `path` that holds the tower, where one does."""
 
@@ -53,6 +55,10 @@ class Checkpoint:
     def names(self) -> list[str]:
         """Every name that `lookup` takes, in the order of the tensor table."""
         return list(self.leaves)
+
+    def formats(self) -> dict[str, str]:
+        """Name of each tensor -> the format that it is stored in."""
+        return dict(self.made_formats) or {name: self.lookup(name).format for name in self.leaves}
 
     def stored_bytes(self) -> int:
         """Bytes of weights, before any is read."""

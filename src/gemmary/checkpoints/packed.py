@@ -134,8 +134,15 @@ def _matrix(
     return lambda: Packed(format, shape, file.data(tensor.name))
 
 
-def save_packed(source: Source, path: Path, format: str | None, progress: Progress | None = None) -> list[str]:
+def save_packed(
+    source: Source,
+    path: Path,
+    format: str | None,
+    progress: Progress | None = None,
+    finish: Callable[[Path], None] | None = None,
+) -> list[str]:
     """Writes the folder `path`, atomically, with SHA256SUMS in it. format: of every matrix, or None: as stored.
+    finish: called with the folder when all else is in it, before it has its name; may add files.
 
     Returns what a user should be told. Raises GemmaryError where a row does not divide into blocks, a weight does not
     fit the format, the folder holds something, or the disk refuses.
@@ -174,6 +181,8 @@ def save_packed(source: Source, path: Path, format: str | None, progress: Progre
             )
             biases = (iter([_bias(source.lookup(t.name))]) for t in biased)
             write(HashingFile(file), plan, chain(data, biases), metadata)
+        if finish is not None:
+            finish(folder)
     return notices
 
 

@@ -67,6 +67,7 @@ def random_checkpoint(config: Config, name: str, quant: str | None, seed: int) -
         load_chat_template=lambda: None,
         notices=["the weights are random: what is written means nothing"],
         made_bytes=sum(_made_bytes(tensor, format) for tensor, format in formats.items()),
+        made_formats={tensor.name: format for tensor, format in formats.items()},
     )
 
 

@@ -10,6 +10,7 @@ its last bits in GGUF). Linear weights are [out, in] in both formats, and neithe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import attrgetter
 
 from gemmary.config import Config, Family
@@ -187,6 +188,7 @@ def module_name(config: Config, tensor: Tensor) -> str:
     return ("" if config.pooled_dense else "model.") + tensor.hugging_face
 
 
+@lru_cache(maxsize=64)
 def tensors(config: Config) -> tuple[Tensor, ...]:
     """Every tensor of a model, in the order of its computation."""
     found: list[Tensor] = []

@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         _speed(arguments)
         return
     from gemmary.bench import ceilings, processor_name, profile
+    from gemmary.plan.ceilings import remember, speed_of
 
     found: dict[str, Any] = {"gemmary": gemmary.__version__, "processor": processor_name()}
     machine: list[Ceilings] = []
@@ -54,6 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.roofline:
             isas = [arguments.isa] if arguments.isa else None
             machine = ceilings(arguments.threads, isas, repeat=arguments.repeat, progress=progress)
+            if isas is None:
+                remember(speed_of(machine[0]))  # what `gemmary plan` foretells speeds from
         if arguments.model is not None:
             profiled = profile(_load(arguments), **_sizes(arguments), progress=progress)
     if arguments.json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _CONTROL = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+_COLOURS = {"green": 32, "red": 31}
+"""Of ECMA-48's select graphic rendition."""
 
 
 def note(text: str) -> None:
@@ -35,15 +38,26 @@ def write_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
-def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
-    """Columns. Those whose cells all begin with a digit or a dash are set to the right. Nothing is cut."""
+def write_coloured(text: str, colour: str | None) -> None:
+    """A piece of text, in `green` or `red` on a terminal that shows colours and is not asked for none (NO_COLOR)."""
+    shown = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    if colour is None or not shown:
+        write(text)
+        return
+    body = text.rstrip("\n")
+    sys.stdout.write(f"\033[{_COLOURS[colour]}m{_harmless(body, sys.stdout)}\033[0m{text[len(body) :]}")
+
+
+def table(rows: Sequence[Sequence[str]], header: Sequence[str], colours: Sequence[str | None] | None = None) -> None:
+    """Columns. Those whose cells all begin with a digit or a dash are set to the right. Nothing is cut. colours: of
+    each row."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    for row in (header, *rows):
+    for row, colour in zip((header, *rows), (None, *(colours or [None] * len(rows))), strict=True):
         cells = [
             cell.rjust(width) if _numeric(rows, i) else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        write("  ".join(cells).rstrip() + "\n")
+        write_coloured("  ".join(cells).rstrip() + "\n", colour)
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> None:

@@ -39,12 +39,13 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """Every command with its flags. A test freezes them, and docs/cli.md is made from them."""
-    from gemmary.cli import bench, chat, convert, embed, merge, pretrain, run, show, store, tune, verify
+    from gemmary.cli import bench, chat, convert, embed, merge, plan, pretrain, quantize, run, show, store, tune, verify
 
     parser = Parser(prog="gemmary", description="Run, look at, verify and measure the Gemma models.", epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"gemmary {gemmary.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (run, chat, store, show, verify, bench, embed, convert, tune, merge, pretrain):
+    rows = (run, chat, store, show, plan, verify, bench, embed, convert, quantize, tune, merge, pretrain)
+    for module in rows:
         module.add(commands)
     return parser
 

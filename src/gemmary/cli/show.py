@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gemmary import zoo
+from gemmary.calibrate import quality
 from gemmary.checkpoints import hub, starter
 from gemmary.cli import console, parser
 from gemmary.config import Config, VisionConfig
@@ -48,6 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
         found["formats"] = formats_of(checkpoint)
         found["chat_template"] = checkpoint.chat_template is not None
         found["notices"] = checkpoint.notices
+        if (stated := quality.read(checkpoint.path)) is not None:
+            found["quality"] = stated
     if row is not None:
         found["hub_id"], found["tuning"] = row.hub_id, row.tuning
     found["terms"] = terms_of(name)
@@ -164,6 +167,8 @@ def write(found: dict[str, Any], config: Config) -> None:
         rows.append(("kind", KINDS[found["format"]]))
         rows.append(("stored as", ", ".join(f"{name} {size(held)}" for name, held in found["formats"].items())))
         rows.append(("chat template", "yes" if found["chat_template"] else "none"))
+        if "quality" in found:
+            rows += quality.lines(found["quality"])
         rows += [("file", f"{name} ({size(held)})") for name, held in found["files"].items()]
         rows += [("note", notice) for notice in found["notices"]]
     rows.append(("terms", found["terms"]))

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
             "say what to compare with: --against OTHER, --engine torch, or --quant int4 (--dtype, --isa) against as "
             "stored"
         )
-    text = _read(arguments.text) if arguments.text else builtin_text()
+    text = read_text(arguments.text) if arguments.text else builtin_text()
     # Where only the engine differs, the trusted side computes in full precision on the same weights.
     exact = "float32" if arguments.engine in ("torch", "reference") else None
     model = loading.load_model(arguments, engine="native")
@@ -72,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     return report.exit_code
 
 
-def _read(name: str) -> str:
+def read_text(name: str) -> str:
+    """A file of UTF-8 text. Raises GemmaryError where it cannot be read, or is none."""
     try:
         return Path(name).read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -227,6 +227,8 @@ void bind_native(nb::module_& module) {
   nb::class_<Runtime>(module, "Runtime", "Threads, kernels and working memory of one engine.")
       .def(nb::new_(&make_runtime), nb::arg("threads"), nb::arg("isa").none())
       .def_prop_ro("threads", [](const Runtime& r) { return r.pool.threads(); })
+      .def_prop_ro("working_bytes",
+                   [](const Runtime& r) { return r.buffers.bytes() + r.quantized.bytes() + r.projected.bytes() + r.scratch.bytes(); })
       .def_prop_ro("isa", [](const Runtime& r) { return std::string(r.kernels.name); });
 
   nb::class_<PackedWeight>(module, "PackedWeight", "A matrix as the kernels read it.")

@@ -15,6 +15,7 @@ class Workspace {
  public:
   // At least `bytes`; what it held is lost when it grows. Throws std::bad_alloc.
   std::byte* reserve(size_t bytes);
+  size_t bytes() const { return bytes_; }
 
  private:
   struct Free {

@@ -18,6 +18,7 @@ from gemmary._core import KvCache
 from gemmary.batch import Batch, Pixels, patches
 from gemmary.config import Config
 from gemmary.engines import KV_DTYPES, EngineInfo, Logits
+from gemmary.engines.native_memory import MAX_CHUNK, cache_bytes, kept_positions
 from gemmary.engines.native_programs import LOGITS, PICTURES, SENTENCES, Compiled, compile_program, run_step, run_tower
 from gemmary.engines.native_weights import PackedWeights, core_errors
 from gemmary.errors import GemmaryError
@@ -70,7 +71,7 @@ class NativeEngine:
         kv_dtype: str = "auto",
         threads: int | None = None,
         isa: str | None = None,
-        max_chunk: int = 512,
+        max_chunk: int = MAX_CHUNK,
     ) -> None:
         if dtype == "float16":
             raise GemmaryError("float16 overflows on Gemma's activations: choose bfloat16 or float32")
@@ -185,24 +186,11 @@ class NativeEngine:
 
     def cache_bytes(self, capacity: int) -> int:
         """See `Engine.cache_bytes`. Windowed layers keep little more than their window."""
-        config = self.config
-        heads = (config.num_kv_heads, config.head_dim)
-        return KvCache.bytes_of(self._positions(capacity), *heads, capacity, self._kv_dtype)
-
-    def _positions(self, capacity: int) -> list[int]:
-        """How many of the latest positions each layer keeps."""
-        config = self.config
-        positions = []
-        for kind in config.layer_types:
-            window = config.window(kind)
-            ring = window is not None and not config.bidirectional and capacity > window + self.max_chunk
-            # 16 more: the oldest block of a ring is partly overwritten.
-            positions.append(window + self.max_chunk + 16 if ring and window is not None else capacity)
-        return positions
+        return cache_bytes(self.config, capacity, self._kv_dtype, self.max_chunk)
 
     def _cache(self, capacity: int, *, shared: bool) -> KvCache:
         config = self.config
-        positions = self._positions(capacity)
+        positions = kept_positions(config, capacity, self.max_chunk)
         with core_errors(f"a cache for {capacity} tokens"):
             return _core.KvCache(positions, config.num_kv_heads, config.head_dim, capacity, self._kv_dtype, shared)
 

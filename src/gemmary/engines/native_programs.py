@@ -41,10 +41,20 @@ class Compiled:
         }
 
 
-def compile_program(
-    runtime: Any, config: Config, lookup: Callable[[str], Weight], result: str, tapped: bool
-) -> Compiled:
-    """The program that ends in the tap called `result`; with all taps, or with that one."""
+@dataclass(frozen=True)
+class Traced:
+    """What a program computes, recorded."""
+
+    ops: TraceOps
+    inputs: tuple[Value, ...]
+    """What the caller brings besides tokens."""
+    out: Value
+    kinds: int
+    """How many arrays of visible keys a step has."""
+
+
+def traced(config: Config, lookup: Callable[[str], Weight], result: str) -> Traced:
+    """The trace of what ends in the tap called `result`."""
     ops, weights = TraceOps(), Leaves(lookup)
     inputs: list[Value] = []
     if result == PICTURES:
@@ -63,10 +73,18 @@ def compile_program(
             out = decoder.logits(ops, config, weights, step, hidden)
         else:
             out = decoder.sentence_embedding(ops, config, weights, None, hidden)
-    outputs = {result: out} | (ops.taps if tapped else {})
+    return Traced(ops, tuple(inputs), out, kinds)
+
+
+def compile_program(
+    runtime: Any, config: Config, lookup: Callable[[str], Weight], result: str, tapped: bool
+) -> Compiled:
+    """The program that ends in the tap called `result`; with all taps, or with that one."""
+    trace = traced(config, lookup, result)
+    outputs = {result: trace.out} | (trace.ops.taps if tapped else {})
     with core_errors():
-        program = compile_trace(_core, runtime, ops, [*inputs, *outputs.values()], kinds)
-    return Compiled(program, outputs, ops.group)
+        program = compile_trace(_core, runtime, trace.ops, [*trace.inputs, *outputs.values()], trace.kinds)
+    return Compiled(program, outputs, trace.ops.group)
 
 
 def run_step(compiled: Compiled, config: Config, batch: Batch, caches: Sequence[KvCache]) -> dict[str, Logits]:

@@ -1,4 +1,4 @@
-"""GGUF's block types in numpy, exactly as ggml defines them: what the bytes of a block mean, and Q8_0 and Q4_0 made.
+"""GGUF's block types in numpy, exactly as ggml defines them: what the bytes of a block mean, and blocks of 32 made.
 
 A row of C weights is C / size blocks of `size` weights each. Scales are float16, widened before use; products and sums
 are single float32 operations in ggml's order, so results equal its reference code bit for bit. Letters: B blocks.
@@ -62,13 +62,14 @@ def dequantize(format: str, data: Bytes) -> Float:
 
 
 def quantize(format: str, array: npt.NDArray[Any]) -> Bytes:
-    """float32 [rows, columns] -> uint8 [rows, bytes a row], by ggml's reference rounding. Formats: Q8_0, Q4_0.
+    """float32 [rows, columns] -> uint8 [rows, bytes a row], by ggml's reference rounding. Formats: those whose
+    blocks are of 32 weights.
 
     Raises GemmaryError for another format, rows that do not divide into blocks, and weights that are not finite or
     too large for a float16 scale.
     """
     if format not in _QUANTIZE:
-        raise GemmaryError(f"quantizing to {format} is not supported: choose {' or '.join(_QUANTIZE)}")
+        raise GemmaryError(f"quantizing to {format} is not supported: choose {', '.join(_QUANTIZE)}")
     rows, columns = array.shape
     out = np.empty((rows, row_bytes(format, columns)), dtype=np.uint8)
     step = max(1, _CHUNK // max(1, columns))
@@ -109,7 +110,49 @@ def _make_q4_0(x: Float) -> Bytes:
     return np.concatenate([half, q[:, :16] | q[:, 16:] << 4], axis=1)
 
 
-_QUANTIZE: dict[str, Callable[[Float], Bytes]] = {"Q8_0": _make_q8_0, "Q4_0": _make_q4_0}
+def _make_q5_0(x: Float) -> Bytes:
+    """As Q4_0, with d = (the x of largest magnitude) / -16; the fifth bits stand together as one 32-bit word."""
+    peak = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
+    half, inverse = _scales(peak / np.float32(-16.0))
+    q = np.minimum(x * inverse + np.float32(16.5), np.float32(31.0)).astype(np.uint8)
+    return np.concatenate([half, *_five_bits(q)], axis=1)
+
+
+def _make_q4_1(x: Float) -> Bytes:
+    """d = (largest x - least x) / 15, m = least x; q = trunc((x - m) / d + 0.5), at most 15."""
+    halves, q = _from_least(x, 15)
+    return np.concatenate([*halves, q[:, :16] | q[:, 16:] << 4], axis=1)
+
+
+def _make_q5_1(x: Float) -> Bytes:
+    """As Q4_1, with 31 for 15, and the fifth bits as in Q5_0."""
+    halves, q = _from_least(x, 31)
+    return np.concatenate([*halves, *_five_bits(q)], axis=1)
+
+
+def _from_least(x: Float, most: int) -> tuple[tuple[Bytes, Bytes], Bytes]:
+    """The bytes of d and m, and codes from 0 to `most`."""
+    least = x.min(axis=1, keepdims=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        half, inverse = _scales((x.max(axis=1, keepdims=True) - least) / np.float32(most))
+    low, _ = _scales(least)
+    q = np.minimum((x - least) * inverse + np.float32(0.5), np.float32(most)).astype(np.uint8)
+    return (half, low), q
+
+
+def _five_bits(q: Bytes) -> tuple[Bytes, Bytes]:
+    """Codes below 32 -> their fifth bits [B, 4], their nibbles [B, 16]."""
+    low = q & np.uint8(15)
+    return np.packbits(q >> 4, axis=1, bitorder="little"), low[:, :16] | low[:, 16:] << np.uint8(4)
+
+
+_QUANTIZE: dict[str, Callable[[Float], Bytes]] = {
+    "Q8_0": _make_q8_0,
+    "Q4_0": _make_q4_0,
+    "Q4_1": _make_q4_1,
+    "Q5_0": _make_q5_0,
+    "Q5_1": _make_q5_1,
+}
 
 
 # Reading blocks: each takes uint8 [B, bytes] and gives float32 [B, size] ------------------------------------------

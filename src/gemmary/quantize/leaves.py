@@ -203,7 +203,7 @@ def padded_columns(format: str, columns: int) -> int:
 
 
 def quantized(leaf: Leaf, block_type: str) -> Leaf:
-    """A matrix in blocks (`Q8_0` or `Q4_0`), filled up with zero columns where its rows do not divide into them; an
+    """A matrix in blocks of 32 weights, filled up with zero columns where its rows do not divide into them; an
     `Affine` leaf keeps its bias. What a mapped file took of memory for it is let go.
 
     Raises GemmaryError as `blocks.quantize`.

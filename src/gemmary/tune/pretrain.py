@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from gemmary.checkpoints import open_checkpoint
 from gemmary.files import atomic_file
 from gemmary.tune.heldout import HeldOut, measure
-from gemmary.tune.parallel import leads
 from gemmary.tune.pretrain_settings import PretrainSettings
 from gemmary.tune.start import DATA, HELD_OUT, UNTRAINED, prepare, read_rows, shares
 
@@ -57,6 +56,8 @@ def pretrain(settings: PretrainSettings, progress: Progress | None = None) -> Pr
         result = tune(settings.tuning(start / UNTRAINED, Path(settings.data), *shares(settings)), progress)
         return Pretrained(result.folder, result, None)
     result = tune(settings.tuning(start / UNTRAINED, start / DATA), progress)
+    from gemmary.tune.parallel import leads  # PyTorch, which reading rows and settings does without
+
     if not leads():
         return Pretrained(result.folder, result, None)
     held_out = measure_folder(result.folder, start / HELD_OUT)

@@ -25,7 +25,6 @@ from gemmary.files import atomic_folder, check_folder
 from gemmary.tune.corpus import Document, read_documents, split
 from gemmary.tune.image_rows import texts_of
 from gemmary.tune.initial import initial_checkpoint
-from gemmary.tune.parallel import leads
 from gemmary.tune.pretrain_settings import PretrainSettings
 from gemmary.tune.sources import find_sources
 from gemmary.tune.vocabulary import train_picture_tokenizer, train_tokenizer
@@ -40,6 +39,8 @@ def prepare(settings: PretrainSettings) -> tuple[Path, list[str]]:
     not trained again. Raises GemmaryError where it was not, or for text that cannot be read, split or tokenized so.
     """
     path = Path(settings.out).expanduser() / "start"
+    from gemmary.tune.parallel import leads  # PyTorch, which reading rows and settings does without
+
     if not leads():
         _await(path)
     if settings.text is None:

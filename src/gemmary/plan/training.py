@@ -1,0 +1,59 @@
+"""What tuning takes of memory, from the shape alone (`tune/room.py` decides by the same numbers)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gemmary.config import Config
+
+ADAPTED = ("lora", "qlora")
+FULL_BYTES = {"adamw": 16, "adafactor": 8}
+"""Bytes for each weight that is trained: itself, its gradient, and what the optimizer keeps of it."""
+MARGIN = 1.25
+"""For what comes and goes within a layer, and the head."""
+RANK = 16
+"""Of an adapter on every linear layer: the default of `tune/settings.py`."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes."""
+
+    weights: int
+    optimizer: int
+    activations: int
+    checkpointed: int
+    """Activations where each layer's are computed twice."""
+
+
+def training_bytes(config: Config, base: int, tokens: int, width: int, *, full: bool) -> Needs:
+    """base: bytes of the frozen weights. tokens: of a step. width: bytes of a number that is computed with. full: every
+    weight is trained, with AdamW, and not an adapter beside frozen ones."""
+    trained = config.total_parameters if full else adapter_parameters(config)
+    kept = activation_bytes_per_token(config, width)
+    stream = config.num_layers * config.hidden_size * width
+    return Needs(
+        weights=(0 if full else base) + 4 * trained,
+        optimizer=(FULL_BYTES["adamw"] - 4) * trained,
+        activations=int(MARGIN * kept * tokens),
+        checkpointed=int(MARGIN * (stream + kept // config.num_layers) * tokens),
+    )
+
+
+def adapter_parameters(config: Config, rank: int = RANK) -> int:
+    """Of matrices A and B on every linear layer."""
+    d, ffn = config.hidden_size, config.intermediate_size
+    edges = 2 * (d + config.query_size) + 2 * (d + config.kv_size) + 3 * (d + ffn)
+    return config.num_layers * rank * edges
+
+
+def activation_bytes_per_token(config: Config, itemsize: int, tower: bool = False) -> int:
+    """What the backward pass needs of each token, if nothing is computed twice: inputs of products, norms, GeGLU and
+    attention in all layers, those of the tower among them where it is trained."""
+    stream = (6 if config.post_norms else 4) * config.hidden_size
+    heads = (4 if config.qk_norm else 3) * (config.query_size + config.kv_size)
+    kept = config.num_layers * (stream + heads + 3 * config.intermediate_size)
+    if tower and config.vision is not None:  # where every token is a patch, as nearly all are
+        vision = config.vision
+        kept += vision.num_layers * (10 * vision.hidden_size + 2 * vision.intermediate_size)
+    return kept * itemsize
