@@ -4,9 +4,9 @@ beside them the questions of easy-vqa.
     python -m recipes.train_codec --out vision/mask_codec.npz
     python -m recipes.scenes --out vision --codec vision/mask_codec.npz
 
-They are learnt from in three parts. `places` has scenes of one thing that are asked for boxes: out of everything at
-once (`all`) a small model does not learn what a place is. `finding` has more boxes and masks than `all`, and maps: what
-is in each patch of a picture, so that patches learn what they belong to.
+They are learnt from in three parts. `cells.npz` says what is in each patch of each picture, which the tower learns
+alone (`recipes.train_tower`). `places` has scenes of one thing that are asked for boxes: out of everything at once
+(`all`) a small model does not learn what a place is.
 
 A scene is a function of a seed and a size. The sets have seeds of their own (`SEEDS`), so no picture is in two of them.
 """
@@ -38,12 +38,10 @@ MASKED = 0.5
 """Scenes that are asked for masks: 16 codes a thing would outweigh the rest of what is learnt."""
 QUESTIONS_TIMES = 2
 """How often each question of easy-vqa is among the rows."""
-MAPS = {"shapes": "shape", "colors": "colour"}
-"""What a map of a picture can be of, and what of a thing it is."""
-MAPPED = 10_000
-"""Pictures that are asked for their maps."""
 CELLS, LEAST = 8, 0.15
-"""Cells of a map a side (the tower's patches), and the share of one that a thing has to cover to be named there."""
+"""Cells of a picture a side (the tower's patches), and the share of one that a thing has to cover to be in it."""
+SMALLEST = 0.11
+"""Radius of a thing, over the picture's side: it reaches into two patches each way."""
 MOST_HIDDEN = 0.15
 """Of a thing, by others."""
 _NUMBERS = ("no", "one", "two", "three", "four")
@@ -116,7 +114,7 @@ def _ground(random: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
 
 def _pose(random: np.random.Generator, size: int, things: int, shape: Shape) -> tuple[float, float, float]:
     """Radius, stretch and turn: the more things, the smaller they are."""
-    radius = size * random.uniform(0.08, (0.3, 0.25, 0.2, 0.18)[things - 1])
+    radius = size * random.uniform(SMALLEST, (0.3, 0.25, 0.2, 0.18)[things - 1])
     return radius, float(np.exp(random.uniform(-0.1, 0.1))), random.uniform(-1, 1) * shape.turn
 
 
@@ -182,15 +180,28 @@ def _asked(scene: Scene, random: np.random.Generator) -> tuple[list[str], list[t
     return labels, sorted((each for each in named if each[1]), key=lambda each: labels.index(each[1]))
 
 
-def map_row(scene: Scene, image: str, of: str) -> dict[str, Any]:
-    """What is in each of `CELLS` x `CELLS` cells, row by row: a shape or a colour, or "no". of: a key of `MAPS`."""
-    cells = np.stack([thing.mask for thing in scene.things]).reshape(len(scene.things), CELLS, -1, CELLS, SIZE // CELLS)
-    shares = cells.mean(axis=(2, 4)).reshape(len(scene.things), -1)
-    words = [getattr(thing, MAPS[of]) for thing in scene.things]
-    told = [
-        words[most] if share >= LEAST else "no" for most, share in zip(shares.argmax(0), shares.max(0), strict=True)
-    ]
-    return {"image": image, "prefix": f"map {of}", "suffix": " ".join(told)}
+@dataclass(frozen=True)
+class Cells:
+    """What is in each of `CELLS` x `CELLS` cells of a picture, row by row."""
+
+    shapes: npt.NDArray[np.uint8]
+    """[cells] 0 where there is nothing, or 1 + the index of a shape."""
+    colours: npt.NDArray[np.uint8]
+    """[cells] the same of its colour."""
+    boxes: npt.NDArray[np.uint8]
+    """[cells, 4] the box of the thing that is there, in pixels; 0 where there is none."""
+
+
+def cells_of(scene: Scene) -> Cells:
+    """Of the things that reach into a cell, the one with most of it."""
+    side = scene.picture.shape[0] // CELLS
+    shares = np.stack([thing.mask for thing in scene.things]).reshape(-1, CELLS, side, CELLS, side).mean(axis=(2, 4))
+    shares = shares.reshape(len(scene.things), -1)
+    there, most = shares.max(axis=0) >= LEAST, shares.argmax(axis=0)
+    shapes = np.array([1 + list(SHAPES).index(thing.shape) for thing in scene.things], dtype=np.uint8)
+    colours = np.array([1 + list(COLOURS).index(thing.colour) for thing in scene.things], dtype=np.uint8)
+    boxes = np.array([thing.box for thing in scene.things], dtype=np.uint8)
+    return Cells(shapes[most] * there, colours[most] * there, boxes[most] * there[:, None])
 
 
 def caption(scene: Scene) -> str:
@@ -224,16 +235,18 @@ def question_about(scene: Scene, random: np.random.Generator) -> tuple[str, str]
     return f"is there a {colour} {shape}?", "yes" if is_there else "no"
 
 
-def write(out: Path, name: str, pictures: int, codec: Path, processes: int | None = None) -> list[dict[str, Any]]:
-    """The pictures of a set as PNG files in out/pictures/NAME/, and the rows about them."""
+def write(
+    out: Path, name: str, pictures: int, codec: Path, processes: int | None = None
+) -> tuple[list[dict[str, Any]], list[Cells]]:
+    """The pictures of a set as PNG files in out/pictures/NAME/; the rows about them, and what is where in each."""
     (out / "pictures" / name).mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a process for each core already
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        made = pool.imap(partial(_write_one, out, name, codec), range(pictures), chunksize=50)
-        return [row for some in made for row in some]
+        made = list(pool.imap(partial(_write_one, out, name, codec), range(pictures), chunksize=50))
+    return [row for some, _ in made for row in some], [cells for _, cells in made]
 
 
-def _write_one(out: Path, name: str, codec: Path, number: int) -> list[dict[str, Any]]:
+def _write_one(out: Path, name: str, codec: Path, number: int) -> tuple[list[dict[str, Any]], Cells]:
     from PIL import Image
 
     seed, image = SEEDS[name] + number, f"pictures/{name}/{number:05d}.png"
@@ -241,9 +254,8 @@ def _write_one(out: Path, name: str, codec: Path, number: int) -> list[dict[str,
     Image.fromarray(drawn.picture).save(out / image, compress_level=1)
     random = np.random.default_rng([seed, 1])
     if name == "single":
-        return [detect_row(drawn, image, random) for _ in range(2)]
-    maps = [map_row(drawn, image, of) for of in MAPS] if name == "train" and number < MAPPED else []
-    return [*rows(drawn, image, random, _opened(codec)), *maps]
+        return [detect_row(drawn, image, random) for _ in range(2)], cells_of(drawn)
+    return list(rows(drawn, image, random, _opened(codec))), cells_of(drawn)
 
 
 _opened = lru_cache(MaskCodec.open)
@@ -261,17 +273,22 @@ def main() -> None:
     arguments = parser.parse_args()
     out, codec = arguments.out, arguments.codec
     questions = easy_vqa.write(out, "train") * QUESTIONS_TIMES
-    scenes = write(out, "train", arguments.pictures, codec)
-    maps = [row for row in scenes if row["prefix"].startswith("map ")]
-    every = [*(row for row in scenes if not row["prefix"].startswith("map ")), *questions]
-    single = write(out, "single", arguments.singles, codec)
-    found, told = [row for row in every if "objects" in row], [row for row in every if "objects" not in row]
-    valid = write(out, "valid", arguments.validation, codec)
+    scenes, cells = write(out, "train", arguments.pictures, codec)
+    single, single_cells = write(out, "single", arguments.singles, codec)
+    valid, _ = write(out, "valid", arguments.validation, codec)
+    np.savez_compressed(
+        out / "cells.npz",
+        **{
+            f"{name}_{part}": np.stack([getattr(each, part) for each in found])
+            for name, found in (("train", cells), ("single", single_cells))
+            for part in ("shapes", "colours", "boxes")
+        },
+    )
+    every = [*scenes, *questions]
     for folder, train in (
         # A few of everything are among what is learnt first, so that the vocabulary is made of all words.
         ("places", [*single, *_some(every, len(single) // 16)]),
         ("all", every),
-        ("finding", [*found, *_some(told, len(told) // 4), *maps]),
     ):
         for name, made in (("train", train), ("valid", valid)):
             beside = ({**row, "image": f"../{row['image']}"} for row in made)

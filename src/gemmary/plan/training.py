@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from gemmary.config import Config
 
 ADAPTED = ("lora", "qlora")
-FULL_BYTES = {"adamw": 16, "adafactor": 8}
-"""Bytes for each weight that is trained: itself, its gradient, and what the optimizer keeps of it."""
+FULL_BYTES = {"adamw": 16, "adafactor": 8, "muon": 16}
+"""Bytes for each weight that is trained: itself, its gradient, and what the optimizer keeps of it. (Muon keeps half as
+much of the layers, which need not be most of a model.)"""
 MARGIN = 1.25
 """For what comes and goes within a layer, and the head."""
 RANK = 16

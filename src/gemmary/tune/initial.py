@@ -12,9 +12,10 @@ The tower begins about as big_vision's ViT does (models/vit.py, SigLIP's own cod
 variance 2 / (inputs + outputs) (Glorot 2010), norms leaving their input as it is, biases 0 (a spread of 1e-6 in the MLP
 there). Three things differ, because without them all places of a picture look alike to a small tower (with them, the
 variance over places of what comes out is 0.50 and not 0.07 of the whole), and where something is was not learnt at all:
-what ends a branch has 1 / (2 L) of that variance, as in GPT-2; a filter of the patches has no mean in any channel, so
-that an even ground is nothing, and variance 4 / inputs; positions are waves of row and column, as in the sincos2d of
-"Better plain ViT baselines" (Beyer 2022). The projection has variance 1 / inputs, so that a picture's tokens come as
+what ends a branch has 1 / (2 L) of that variance, as in GPT-2; a filter of the patches is a sum of cosine waves of up
+to a quarter of the patch's side (shapes are learnt from fewer pictures so), without a mean in any channel, so that an
+even ground is nothing, and of variance 4 / inputs; positions are waves of row and column, as in the sincos2d of "Better
+plain ViT baselines" (Beyer 2022). The projection has variance 1 / inputs, so that a picture's tokens come as
 large as a text's; begun at 0, as big_vision's head, they would stand where the decoder's first norm divides by next to
 nothing.
 
@@ -84,9 +85,11 @@ def _weight(tensor: Tensor, config: Config, source: np.random.SFC64) -> Float32:
         fan *= 2 * config.vision.num_layers
     weight: Float32 = (_uniform(source, shape[0] * shape[1]) * np.float32((3 / fan) ** 0.5)).reshape(shape)
     if tensor.name == "vision.patch":  # blind to a patch's mean, or all of a picture's places look alike
-        channels = weight.reshape(shape[0], 3, -1)
-        filters: Float32 = np.float32(2) * (channels - channels.mean(axis=2, keepdims=True)).reshape(shape)
-        return filters
+        assert config.vision is not None
+        waves = _cosines(config.vision.patch_size)
+        shares = _uniform(source, shape[0] * 3 * len(waves)) * np.float32((3 / len(waves)) ** 0.5)
+        filters: Float32 = (shares.reshape(-1, len(waves)) @ waves).reshape(shape)
+        return filters * np.float32((4 / shape[1]) ** 0.5)
     if tensor.name == "embed" and config.vision is not None:
         locations = _waves(np.arange(LOCATIONS), shape[1], _LOCATION_STEP, 100) * np.float32((2 / shape[1]) ** 0.5)
         first = shape[0] - len(PICTURE_TOKENS)
@@ -99,6 +102,15 @@ def _waves(numbers: npt.NDArray[np.int64], columns: int, step: float, longest: f
     ways = (columns + 1) // 2
     angles = numbers[:, None] / (step * np.float64(longest) ** (np.arange(ways) / max(1, ways - 1)))
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)[:, :columns].astype(np.float32)
+
+
+def _cosines(side: int) -> Float32:
+    """[waves, side * side] of a square's cosine transform, each of mean 0 and variance 1: those of few half waves down
+    and across."""
+    along = np.cos(np.pi * np.outer(np.arange(side), np.arange(side) + 0.5) / side)
+    along *= np.where(np.arange(side) == 0, 1.0, 2**0.5)[:, None]
+    few = [(down, across) for down in range(side) for across in range(side) if 0 < down + across <= max(1, side // 2)]
+    return np.stack([np.outer(along[down], along[across]).ravel() for down, across in few]).astype(np.float32)
 
 
 def _uniform(source: np.random.SFC64, count: int) -> Float32:

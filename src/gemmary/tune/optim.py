@@ -1,19 +1,23 @@
-"""What moves the weights: how large each step is, and the optimizers, which are PyTorch's."""
+"""What moves the weights: how large each step is, and the optimizers: PyTorch's, and Muon (`tune/muon.py`)."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from gemmary.errors import GemmaryError
+from gemmary.tune.muon import Muon
 from gemmary.tune.parallel import whole
 
 SCHEDULES = ("cosine", "linear", "constant")
-OPTIMIZERS = ("adamw", "adafactor")
+OPTIMIZERS = ("adamw", "adafactor", "muon")
+_OF_A_LAYER = re.compile(r"\.layers\.\d+\.")
 
 
 def learning_rate(schedule: str, step: int, *, peak: float, steps: int, warmup: int) -> float:
@@ -36,11 +40,15 @@ _SHAPES: dict[str, Callable[[float], float]] = {
 
 
 def make_optimizer(name: str, trained: Mapping[str, nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW, which keeps two numbers for each weight, or Adafactor, which keeps a row and a column for each matrix.
+    """AdamW, which keeps two numbers for each weight; Adafactor, which keeps a row and a column for each matrix; or
+    Muon, which keeps one for the weights of the layers' matrices, and two for each of the others.
 
     Norms (the parameters of one axis) do not decay. Betas and eps are PyTorch's defaults (0.9, 0.999, 1e-8). The
     learning rate is set before each step; Adafactor's is relative to the root mean square of the weight that it moves.
+    Raises GemmaryError for Muon over weights that processes share: it needs whole matrices.
     """
+    if name == "muon":
+        return _muon(trained, weight_decay)
     groups = []
     for alike in _alike(trained.values()):
         groups += [
@@ -52,7 +60,23 @@ def make_optimizer(name: str, trained: Mapping[str, nn.Parameter], weight_decay:
         return torch.optim.AdamW(groups, lr=0.0, fused=True)
     if name == "adafactor":
         return torch.optim.Adafactor(groups, lr=0.0)
-    raise GemmaryError(f"no optimizer is called {name!r}: choose {' or '.join(OPTIMIZERS)}")
+    raise GemmaryError(f"no optimizer is called {name!r}: choose {', '.join(OPTIMIZERS[:-1])} or {OPTIMIZERS[-1]}")
+
+
+def _muon(trained: Mapping[str, nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
+    if any(isinstance(parameter, DTensor) for parameter in trained.values()):
+        raise GemmaryError("optimizer muon needs whole matrices: choose adamw where processes share the weights")
+    inner = [p for name, p in trained.items() if p.ndim > 1 and _OF_A_LAYER.search(name)]
+    orthogonal = {id(p) for p in inner}
+    groups: list[dict[str, Any]] = [
+        {"params": inner, "weight_decay": weight_decay, "orthogonal": True},
+        {
+            "params": [p for p in trained.values() if p.ndim > 1 and id(p) not in orthogonal],
+            "weight_decay": weight_decay,
+        },
+        {"params": [p for p in trained.values() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return Muon([group for group in groups if group["params"]], lr=0.0, fused=True)
 
 
 def update(optimizer: torch.optim.Optimizer, rate: float, clip: float) -> float:

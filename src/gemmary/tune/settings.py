@@ -93,7 +93,9 @@ class Settings(Options):
     )
     """PaliGemma's transfers to small or noisy data took 0.1 to 0.3. Validation and test are measured without."""
     clip: float = option(number(0), "the gradient's largest norm; 0: any", default=1.0, metavar="NORM")
-    optimizer: str = choice("adamw", "adafactor", default="adamw", help="the second has factored, small state")
+    optimizer: str = choice(
+        "adamw", "adafactor", "muon", default="adamw", help="the second has small state; the third is for new models"
+    )
 
     # The adapter -----------------------------------------------------------------------------------------------------
 
