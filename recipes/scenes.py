@@ -4,9 +4,9 @@ beside them the questions of easy-vqa.
     python -m recipes.train_codec --out vision/mask_codec.npz
     python -m recipes.scenes --out vision --codec vision/mask_codec.npz
 
-They are learnt from in three parts. `cells.npz` says what is in each patch of each picture, which the tower learns
-alone (`recipes.train_tower`). `places` has scenes of one thing that are asked for boxes: out of everything at once
-(`all`) a small model does not learn what a place is.
+Beside the rows, `cells.npz` says what is in each patch of each picture, which the tower learns first and alone
+(`recipes.train_tower`): out of rows alone a small model learns what a place is only after hours. There are pictures of
+one thing for that, too, which no row asks about.
 
 A scene is a function of a seed and a size. The sets have seeds of their own (`SEEDS`), so no picture is in two of them.
 """
@@ -254,7 +254,7 @@ def _write_one(out: Path, name: str, codec: Path, number: int) -> tuple[list[dic
     Image.fromarray(drawn.picture).save(out / image, compress_level=1)
     random = np.random.default_rng([seed, 1])
     if name == "single":
-        return [detect_row(drawn, image, random) for _ in range(2)], cells_of(drawn)
+        return [], cells_of(drawn)
     return list(rows(drawn, image, random, _opened(codec))), cells_of(drawn)
 
 
@@ -272,32 +272,19 @@ def main() -> None:
     parser.add_argument("--codec", type=Path, default=Path("vision/mask_codec.npz"), metavar="FILE")
     arguments = parser.parse_args()
     out, codec = arguments.out, arguments.codec
-    questions = easy_vqa.write(out, "train") * QUESTIONS_TIMES
     scenes, cells = write(out, "train", arguments.pictures, codec)
-    single, single_cells = write(out, "single", arguments.singles, codec)
+    _, single_cells = write(out, "single", arguments.singles, codec)
     valid, _ = write(out, "valid", arguments.validation, codec)
-    np.savez_compressed(
-        out / "cells.npz",
-        **{
-            f"{name}_{part}": np.stack([getattr(each, part) for each in found])
-            for name, found in (("train", cells), ("single", single_cells))
-            for part in ("shapes", "colours", "boxes")
-        },
-    )
-    every = [*scenes, *questions]
-    for folder, train in (
-        # A few of everything are among what is learnt first, so that the vocabulary is made of all words.
-        ("places", [*single, *_some(every, len(single) // 16)]),
-        ("all", every),
-    ):
-        for name, made in (("train", train), ("valid", valid)):
-            beside = ({**row, "image": f"../{row['image']}"} for row in made)
-            path = out / folder / f"{name}.jsonl"
-            print(f"{path}: {write_rows(path, beside):,} rows")
-
-
-def _some(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:count]]
+    parts = {
+        f"{name}_{part}": np.stack([getattr(each, part) for each in found])
+        for name, found in (("train", cells), ("single", single_cells))
+        for part in ("shapes", "colours", "boxes")
+    }
+    np.savez_compressed(out / "cells.npz", **parts)
+    questions = easy_vqa.write(out, "train") * QUESTIONS_TIMES
+    for name, made in (("train", [*scenes, *questions]), ("valid", valid)):
+        path = out / f"{name}.jsonl"
+        print(f"{path}: {write_rows(path, iter(made)):,} rows")
 
 
 if __name__ == "__main__":

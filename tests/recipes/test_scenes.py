@@ -112,14 +112,21 @@ def test_scenes_of_one_thing():
     assert {len(scenes.scene(number, most=1).things) for number in range(12)} == {1}
 
 
-def test_maps_name_what_is_in_each_patch():
+def test_cells_say_what_is_in_each_patch():
+    shapes, colours = ["no", *SHAPES], ["no", *COLOURS]
     for scene in SCENES:
-        told = {of: scenes.map_row(scene, "a.png", of)["suffix"].split() for of in scenes.MAPS}
-        assert {len(words) for words in told.values()} == {64}
+        cells = scenes.cells_of(scene)
+        found = {}
+        for i in range(64):
+            if cells.shapes[i]:
+                name = f"{colours[cells.colours[i]]} {shapes[cells.shapes[i]]}"
+                found.setdefault((name, tuple(cells.boxes[i])), set()).add(i)
+        assert set(found) <= {(thing.name, thing.box) for thing in scene.things}
         for thing in scene.things:
-            rows, columns = np.nonzero(thing.mask)
-            middle = int(rows.mean()) // 16 * 8 + int(columns.mean()) // 16
-            if thing.mask[int(rows.mean()), int(columns.mean())] and told["shapes"][middle] == thing.shape:
-                assert told["colors"][middle] == thing.colour
-        assert {shape for shape in told["shapes"] if shape != "no"} <= {thing.shape for thing in scene.things}
-        assert told["shapes"].count("no") == told["colors"].count("no") > 0
+            for i in found.get((thing.name, thing.box), ()):
+                row, column = divmod(i, 8)
+                assert thing.mask[16 * row : 16 * row + 16, 16 * column : 16 * column + 16].mean() >= scenes.LEAST
+        nothing = cells.shapes == 0
+        assert nothing.any()
+        assert not cells.colours[nothing].any()
+        assert not cells.boxes[nothing].any()

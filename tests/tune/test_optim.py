@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from gemmary.errors import GemmaryError  # noqa: E402
+from gemmary.tune.muon import RATE  # noqa: E402
 from gemmary.tune.optim import OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer, update  # noqa: E402
 from gemmary.tune.state import Checkpoints, Snapshot, State, capture, restore  # noqa: E402
 
@@ -29,7 +30,8 @@ def test_schedules() -> None:
 
 def parameters() -> dict[str, torch.nn.Parameter]:
     torch.manual_seed(3)
-    return {name: torch.nn.Parameter(torch.randn(shape)) for name, shape in (("norm", (5,)), ("matrix", (4, 5)))}
+    shapes = {"norm": (5,), "matrix": (4, 5), "model.layers.0.tall": (6, 3), "model.layers.1.tall": (6, 3)}
+    return {name: torch.nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
 
 
 def step(optimizer: torch.optim.Optimizer, trained: dict[str, torch.nn.Parameter], clip: float = 0.0) -> float:
@@ -58,6 +60,36 @@ def test_norms_do_not_decay() -> None:
     update(optimizer, 0.1, 1.0)
     torch.testing.assert_close(trained["norm"], parameters()["norm"])
     torch.testing.assert_close(trained["matrix"], parameters()["matrix"] * 0.95)
+
+
+def test_muon_moves_the_layers_matrices_by_directions_of_one_size_and_the_rest_as_adamw() -> None:
+    moved = {}
+    for name in ("muon", "adamw"):
+        trained = parameters()
+        step(make_optimizer(name, trained, 0.0), trained)
+        moved[name] = {key: (weight - parameters()[key]).detach() for key, weight in trained.items()}
+    for key in ("norm", "matrix"):
+        assert torch.equal(moved["muon"][key], moved["adamw"][key])
+    for key in ("model.layers.0.tall", "model.layers.1.tall"):
+        sizes = torch.linalg.svdvals(moved["muon"][key]) / (0.1 * RATE * 2**0.5)  # sqrt(rows / columns)
+        assert sizes.min() > 0.6
+        assert sizes.max() < 1.3
+        u, _, vh = torch.linalg.svd(3 * parameters()[key].detach().sin(), full_matrices=False)
+        assert torch.nn.functional.cosine_similarity((-u @ vh).flatten(), moved["muon"][key].flatten(), dim=0) > 0.95
+
+
+def test_muon_needs_whole_matrices(tmp_path: Path) -> None:
+    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+
+    init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        shared = distribute_tensor(torch.ones(4, 4), init_device_mesh("cpu", (1,)))
+        with pytest.raises(GemmaryError, match="muon needs whole matrices: choose adamw"):
+            make_optimizer("muon", {"model.layers.0.o": torch.nn.Parameter(shared)}, 0.0)
+    finally:
+        destroy_process_group()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -90,5 +122,5 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_optimizer() -> None:
-    with pytest.raises(GemmaryError, match="no optimizer is called 'lion': choose adamw or adafactor"):
+    with pytest.raises(GemmaryError, match="no optimizer is called 'lion': choose adamw, adafactor or muon"):
         make_optimizer("lion", parameters(), 0.0)

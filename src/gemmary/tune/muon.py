@@ -36,6 +36,10 @@ class Muon(torch.optim.AdamW):
         finally:
             self.param_groups = every
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As any optimizer: AdamW's own first mends what its old releases have pickled, and wants its state of all."""
+        torch.optim.Optimizer.__setstate__(self, state)
+
     def _turn(self, group: dict[str, Any]) -> None:
         alike: dict[torch.Size, list[torch.Tensor]] = {}
         for matrix in group["params"]:
