@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("configuration", type=Path, help="of `gemmary pretrain`: the model's shape, and its rows")
     parser.add_argument("--pictures", type=Path, default=Path("vision"), metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("vision-tower"), metavar="FOLDER")
-    parser.add_argument("--steps", type=int, nargs=2, default=(8000, 3000), help="of 32 pictures (default: 8000 3000)")
+    parser.add_argument("--steps", type=int, nargs=2, default=(8000, 2500), help="of 32 pictures (default: 8000 2500)")
     arguments = parser.parse_args()
     settings = PretrainSettings.read(arguments.configuration, out=str(arguments.out))
     start, _ = prepare(settings)

