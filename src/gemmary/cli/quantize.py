@@ -19,12 +19,17 @@ METHOD_HELP = (
 
 def add(commands: Any) -> None:
     details = (
-        "DIR is a packed folder, which the native engine maps as it is; `gemmary convert` makes GGUF of it. It holds "
-        "its own quality.json, measured against MODEL, which `gemmary show` prints. A killed run goes on where it was."
+        "DIR is a packed folder, which the native engine maps as it is and `gemmary convert` makes GGUF of; or, with "
+        "--format compressed-tensors, a folder that transformers and vLLM load, of layers in int8 or int4 and all else "
+        "as it was. It holds its own quality.json, measured against MODEL, which `gemmary show` prints. A killed run "
+        "goes on where it was."
     )
     command = parser.command(commands, "quantize", run, "write a model in fewer bits, and measure it", details)
     command.add_argument("model", metavar="MODEL", help=parser.MODEL_HELP)
     command.add_argument("--out", metavar="DIR", required=True, help="a new folder")
+    command.add_argument(
+        "--format", choices=("packed", "compressed-tensors"), default="packed", help="of DIR (default: packed)"
+    )
     command.add_argument("--to", choices=FORMATS, default="int4", help="of every matrix (default: int4, which is Q4_0)")
     command.add_argument("--embed", choices=FORMATS, help="of the embedding table, the head too (default: as --to)")
     command.add_argument(
@@ -48,6 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         done = quantize(
             arguments.model,
             arguments.out,
+            format=arguments.format,
             to=arguments.to,
             method=arguments.method,
             embed=arguments.embed,
@@ -60,7 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
     for notice in done.notices:
         console.note(f"note: {notice}")
     console.facts(lines(done.quality.to_dict()))
-    print(f"{done.path}: {size(sum(file.stat().st_size for file in done.path.rglob('*') if file.is_file()))} of packed")
+    written = sum(file.stat().st_size for file in done.path.rglob("*") if file.is_file())
+    print(f"{done.path}: {size(written)} of {arguments.format}")
 
 
 def _bits(text: str) -> float:
