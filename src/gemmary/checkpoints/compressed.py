@@ -1,4 +1,4 @@
-"""compressed-tensors' "pack-quantized" weights, which transformers and vLLM load: integers of a group times its scale.
+"""compressed-tensors' "pack-quantized" weights, which transformers loads: integers of a group times its scale.
 
 In place of `X.weight` [R, C] a file has `X.weight_packed` (int32 [R, C * bits / 32]: the integers plus 2^(bits - 1),
 the lowest bits of a word first), `X.weight_scale` [R, C / group] and `X.weight_shape` (int64 [2]: R, C); what groups

@@ -14,7 +14,7 @@ DTYPES = ("float32", "bfloat16", "float16", "int8", "int4")
 CHOICES = ("safetensors", "compressed-tensors", "gguf", "packed", "big_vision")
 FORMATS = (
     "safetensors: a Hugging Face folder (default); compressed-tensors: one with its layers in int8 or int4, which "
-    "transformers and vLLM load; gguf: for llama.cpp and its kin (default for a .gguf file); packed: "
+    "transformers loads; gguf: for llama.cpp and its kin (default for a .gguf file); packed: "
     "a folder for the native engine, which maps it into memory as it is, with nothing to read or copy at loading; "
     "big_vision: PaliGemma's original layout (default for a .npz file)"
 )

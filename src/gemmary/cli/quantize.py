@@ -20,7 +20,7 @@ METHOD_HELP = (
 def add(commands: Any) -> None:
     details = (
         "DIR is a packed folder, which the native engine maps as it is and `gemmary convert` makes GGUF of; or, with "
-        "--format compressed-tensors, a folder that transformers and vLLM load, of layers in int8 or int4 and all else "
+        "--format compressed-tensors, a folder that transformers loads, of layers in int8 or int4 and all else "
         "as it was. It holds its own quality.json, measured against MODEL, which `gemmary show` prints. A killed run "
         "goes on where it was."
     )
