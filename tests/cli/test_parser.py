@@ -52,7 +52,7 @@ FLAGS = {
     + " --chat-style --json --preview",
     "pretrain": f"CONFIG --out --text --data --held-out --validation {SHAPE} --vision {LENGTHS} "
     f"{TRAINING.format(pictures='--augment --mask-codec ', adapter='', parallel='', rows='')} --json",
-    "merge": "MODEL ADAPTER --out --format --quant --dtype --threads",
+    "merge": "MODEL ADAPTER --out --format --quant --method --text --dtype --threads",
 }
 
 

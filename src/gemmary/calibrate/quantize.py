@@ -86,7 +86,7 @@ def quantize(
     _check(out, format, to, method, embed, bits)
     checkpoint = open_named(model)
     reads = method == "gptq" or bits is not None
-    ids = _ids(checkpoint, text) if reads else []
+    ids = calibration_ids(checkpoint, text) if reads else []
     if bits is not None:
         formats = mixed(checkpoint, bits, ids, partial(told, "measuring sensitivity"))
     else:
@@ -113,11 +113,7 @@ def quantize(
     with open_parts(out, job) as parts:
         if len(parts):
             notices.append(f"{len(parts)} of {len(formats)} matrices were done by an earlier run")
-        work = _Work(checkpoint, formats, parts, told)
-        if method == "gptq":
-            work.calibrate(ids)
-        work.round(formats)
-
+        result = in_blocks(checkpoint, formats, method, ids, parts, told)
         stated: list[Quality] = []
 
         def state_quality(folder: Path) -> None:
@@ -139,8 +135,20 @@ def quantize(
             write_json(folder / quality.FILE, stated[0].to_dict())
 
         save = save_packed if format == "packed" else save_compressed
-        notices += save(work.result(), out, None, progress=progress, finish=state_quality)
+        notices += save(result, out, None, progress=progress, finish=state_quality)
     return Quantized(out, stated[0], tuple(notices))
+
+
+def in_blocks(
+    checkpoint: Checkpoint, formats: dict[str, str], method: str, ids: list[int], parts: Parts, progress: Progress
+) -> Checkpoint:
+    """The checkpoint with the matrices of `formats` in blocks, which lie in `parts`. method and ids: as `quantize` has
+    them, and `calibration_ids` gives them. Raises GemmaryError where there is no room for calibrating."""
+    work = _Work(checkpoint, formats, parts, progress)
+    if method == "gptq":
+        work.calibrate(ids)
+    work.round(formats)
+    return work.result()
 
 
 def working_bytes(checkpoint: Checkpoint, tokens: int) -> int:
@@ -232,8 +240,8 @@ def _check(out: Path, format: str, to: str, method: str, embed: str | None, bits
         raise GemmaryError(f"{out} already exists: choose another name or remove it")
 
 
-def _ids(checkpoint: Checkpoint, text: str | None) -> list[int]:
-    """The calibration text's tokens. Raises GemmaryError where there are too few."""
+def calibration_ids(checkpoint: Checkpoint, text: str | None) -> list[int]:
+    """The calibration text's tokens (None: of the built-in one). Raises GemmaryError where there are too few."""
     if checkpoint.tokenizer is None:
         raise GemmaryError(f"{checkpoint.name} has no tokenizer to read a calibration text with")
     ids = checkpoint.tokenizer.encode(calibration_text() if text is None else text, bos=True)

@@ -15,6 +15,7 @@ METHOD_HELP = (
     "rtn: each weight to the nearest (default); gptq: calibrated, nearer to the original at the same size: a text runs "
     "through the model and each matrix's errors are made up for by its other weights"
 )
+TEXT_HELP = "calibrate on this text (default: a built-in one)"
 
 
 def add(commands: Any) -> None:
@@ -39,7 +40,7 @@ def add(commands: Any) -> None:
         help="instead of --to: a mix of at most X bits a weight, finest where rounding was measured to cost most",
     )
     command.add_argument("--method", choices=("rtn", "gptq"), default="rtn", help=METHOD_HELP)
-    command.add_argument("--text", metavar="FILE", help="calibrate on this text (default: a built-in one)")
+    command.add_argument("--text", metavar="FILE", help=TEXT_HELP)
     command.add_argument("--threads", type=parser.count, metavar="N", help="threads (default: one for each core)")
 
 
