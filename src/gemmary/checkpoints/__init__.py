@@ -44,6 +44,10 @@ def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
 
         if is_packed(path):
             return open_packed(path, name)
+        from gemmary.checkpoints.orbax import find_orbax, open_orbax
+
+        if find_orbax(path) is not None:
+            return open_orbax(path, name)
         from gemmary.checkpoints.huggingface import open_folder
 
         return open_folder(path, name)
