@@ -27,12 +27,13 @@ def open_named(name: str | Path) -> Checkpoint:
     return open_checkpoint(resolve(name), known.name if known else str(name) if is_name else None)
 
 
-def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
-    """Opens a Hugging Face folder, a packed one, a GGUF file, big_vision's `.npz` or `random:NAME`: reads and checks
-    headers, maps weights.
+def open_checkpoint(path: str | Path, name: str | None = None, *, allow_pickle: bool = False) -> Checkpoint:
+    """Opens a Hugging Face folder, a packed one, a GGUF file, big_vision's `.npz`, DeepMind's Orbax folder, a KerasHub
+    preset, gemma_pytorch's `.ckpt` or `random:NAME`, by its contents: reads and checks headers, maps weights.
 
-    name: what to call the model instead of what the file says. Raises GemmaryError, one line, for what is not there,
-    not Gemma, not whole or not sound; before any tensor is read.
+    name: what to call the model instead of what the file says. allow_pickle: a `.ckpt` is a pickle, which is read only
+    where this is set, in a process of its own and of weights alone. Raises GemmaryError, one line, for what is not
+    there, not Gemma, not whole or not sound; before any tensor is read.
     """
     if is_random(path):
         from gemmary.checkpoints.random_weights import open_random
@@ -48,6 +49,10 @@ def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
 
         if find_orbax(path) is not None:
             return open_orbax(path, name)
+        from gemmary.checkpoints.gemma_pytorch import find_pickle, open_pickle
+
+        if (file := find_pickle(path)) is not None:
+            return open_pickle(file, name, allow_pickle)
         from gemmary.checkpoints.huggingface import open_folder
 
         return open_folder(path, name)
@@ -57,8 +62,12 @@ def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
         return open_big_vision(path, name)
     if not path.exists():
         raise GemmaryError(f"there is no file or folder {path}")
+    if path.is_file() and path.suffix == ".ckpt":
+        from gemmary.checkpoints.gemma_pytorch import open_pickle
+
+        return open_pickle(path, name, allow_pickle)
     if not path.is_file() or path.suffix != ".gguf":
-        raise GemmaryError(f"{path} is neither a folder nor a .gguf or .npz file")
+        raise GemmaryError(f"{path} is neither a folder nor a .gguf, .npz or .ckpt file")
     from gemmary.checkpoints.gguf import open_gguf
 
     return open_gguf(path, name)

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from gemmary.checkpoints.einsums import Entry, as_entry, tower_entries
+from gemmary.checkpoints.einsums import Array, Entry, as_entry, tower_entries
 from gemmary.checkpoints.fields import show
 from gemmary.checkpoints.sizes import config_of
 from gemmary.checkpoints.stored import Made, Stored, check_names
 from gemmary.checkpoints.tensors import tensors
-from gemmary.config import Config
+from gemmary.config import Config, Family
 from gemmary.errors import GemmaryError
 
 _TABLE_NAME = "embedder/input_embedding"
@@ -95,11 +95,15 @@ def read_tree(
     for name, key, entry in expanded(config, table):
         if key in tree:
             part = tree[key] if entry.half is None else tree[key].part(entry.half)
-            made[name] = Made(key, part, partial(entry.ours, c=config), config.vocab_size if name == "embed" else None)
+            made[name] = Made(key, part, partial(_ours, entry, config), config.vocab_size if name == "embed" else None)
     check_names(path, tree, {key for _, key, _ in expanded(config, table)})
     wanted = {t.name for t in tensors(config)}
     assert wanted <= made.keys()
     return config, made
+
+
+def _ours(entry: Entry, config: Config, array: Array) -> Array:
+    return entry.ours(array, config)
 
 
 def from_transformer(path: Path, stored: Mapping[str, Stored]) -> dict[str, Stored]:
@@ -172,7 +176,7 @@ def _config(
         "intermediate_size": ffn,
         "vocab_size": shape(_TABLE_NAME, 2)[0],
     }
-    family = "gemma3" if query_norms else "gemma2" if post_norms else "gemma"
+    family: Family = "gemma3" if query_norms else "gemma2" if post_norms else "gemma"
     config = config_of(path, folder, family, sizes, tower=tower, notices=notices)
     table = entries(
         joined=joined,

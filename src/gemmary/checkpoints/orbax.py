@@ -27,7 +27,7 @@ _MOST_ARRAYS = 20_000
 
 
 def find_orbax(path: Path) -> Path | None:
-    """The folder of arrays that a folder is, or holds as its only one (beside a tokenizer); None where there is none."""
+    """The folder of arrays that a folder is, or holds as its only one; None where there is none."""
     folders = (path, *sorted(inner for inner in path.iterdir() if inner.is_dir()))
     found = [folder / item for folder in folders for item in _ITEMS if _holds_arrays(folder / item)]
     return found[0] if found and (found[0] == path or len(set(found)) == 1) else None
@@ -72,7 +72,7 @@ def tensorstore() -> Any:
 
 def _stored(folder: Path) -> dict[str, Stored]:
     ts = tensorstore()
-    base = {"driver": "file", "path": f"{folder.resolve()}/"}
+    base: dict[str, Any] = {"driver": "file", "path": f"{folder.resolve()}/"}
     if (folder / _MANIFEST).is_file():
         base = {"driver": "ocdbt", "base": base}
     elif any(folder.glob("ocdbt.process_*")):
