@@ -106,6 +106,12 @@ def random_model(
     return _loaded(checkpoint, engine, None, context, None, options)
 
 
+def load_checkpoint(checkpoint: Checkpoint, *, engine: str = "native", context: int | None = None) -> Model:
+    """A model of an opened checkpoint, as it is stored. Raises GemmaryError as `load` does."""
+    options: dict[str, Any] = {"threads": None, "dtype": None, "kv_dtype": "auto", "isa": None}
+    return _loaded(checkpoint, engine, None, context, None, options)
+
+
 def as_run_by(checkpoint: Checkpoint, conventions: str) -> Checkpoint:
     """The checkpoint under the conventions of `CONVENTIONS`."""
     if conventions not in CONVENTIONS:

@@ -49,6 +49,10 @@ def open_checkpoint(path: str | Path, name: str | None = None, *, allow_pickle: 
 
         if find_orbax(path) is not None:
             return open_orbax(path, name)
+        from gemmary.checkpoints.keras_hub import is_keras, open_keras
+
+        if is_keras(path):
+            return open_keras(path, name)
         from gemmary.checkpoints.gemma_pytorch import find_pickle, open_pickle
 
         if (file := find_pickle(path)) is not None:
