@@ -101,12 +101,13 @@ def _beside(target: Path) -> Iterator[Path]:
         raise GemmaryError(f"cannot write {target}: {error.strerror or error}; nothing was changed") from error
     try:
         yield place
-        # A checksum beside it comes first: an old one beside a new file would call it corrupt.
-        for made in sorted(place.iterdir(), key=lambda made: made.name == target.name):
-            os.replace(made, target.parent / made.name)
-        fsync_folder(target.parent)
-    except OSError as error:
-        raise GemmaryError(f"cannot write {target}: {error.strerror or error}") from error
+        try:
+            # A checksum beside it comes first: an old one beside a new file would call it corrupt.
+            for made in sorted(place.iterdir(), key=lambda made: made.name == target.name):
+                os.replace(made, target.parent / made.name)
+            fsync_folder(target.parent)
+        except OSError as error:
+            raise GemmaryError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -122,13 +123,13 @@ def check(
     _same_tokens(source, written)
     rounding: dict[str, Callable[[], Leaf]] = {}
     table = tensors(config)
+    now, before = written.formats(), source.formats()
+    rounded_to = now["layers.0.gate"] if dtype is not None else None
     for number, tensor in enumerate(table, 1):
-        rounding[tensor.name] = _same_weight(source, written, tensor, dtype)
+        rounding[tensor.name] = _same_weight(source, written, tensor, rounded_to)
         if progress:
             progress("checking weights", number, len(table))
-    in_blocks = any(
-        written.lookup(t.name).format not in (*FLOATS, source.lookup(t.name).format) for t in table if not t.is_norm
-    )
+    in_blocks = any(now[t.name] not in (*FLOATS, before[t.name]) for t in table if not t.is_norm)
     if in_blocks and config.bidirectional:
         return Checked(len(table), 0, None, "blocks move an embedding's vectors, `gemmary verify` measures how far")
     trusted = replace(source, config=config, leaves=source.leaves if in_blocks else rounding, notices=[])
@@ -171,42 +172,38 @@ def _same_tokens(source: Checkpoint, written: Checkpoint) -> None:
         raise GemmaryError("the conversion changed the tokenizer, so it was thrown away")
 
 
-def _same_weight(source: Checkpoint, written: Checkpoint, tensor: Tensor, dtype: str | None) -> Callable[[], Leaf]:
-    """What makes the source's leaf as the format holds it, once that was seen to be the written one's numbers."""
+def _same_weight(source: Checkpoint, written: Checkpoint, tensor: Tensor, asked: str | None) -> Callable[[], Leaf]:
+    """What makes the source's leaf as the format holds it, once that was seen to be the written one's numbers. asked:
+    the format of the matrices, where one was asked for."""
     mine, theirs = written.lookup(tensor.name), source.lookup(tensor.name)
     same = mine.shape == theirs.shape and isinstance(mine, Affine) == isinstance(theirs, Affine)
     if same and isinstance(mine, Affine) and isinstance(theirs, Affine):
-        same = any(np.array_equal(mine.bias, each, equal_nan=True) for each in _stated(theirs.bias, written, dtype))
+        same = _is_stated(mine.bias, theirs.bias, written.format, asked)
     if same and tensor.is_norm:
-        values = mine.dequantize()
-        same = any(
-            np.array_equal(values, each, equal_nan=True) for each in _stated(theirs.dequantize(), written, dtype)
-        )
+        same = _is_stated(mine.dequantize(), theirs.dequantize(), written.format, asked)
     elif same:
-        # Nobody asked for another number: then blocks become floats exactly, or they stay what they are.
-        into = mine.format if dtype is not None or mine.format == theirs.format else "F32"
+        # Where nobody asked for other numbers, blocks become floats exactly, or anything stays what it is.
+        into = mine.format if asked is not None or mine.format == theirs.format else "F32"
         same = all(
             np.array_equal(piece(mine, *rows, into), piece(theirs, *rows, into)) for rows in _slices(mine, theirs)
         )
     if not same:
-        raise GemmaryError(
-            f"the conversion changed the weight {tensor.name}, so it was thrown away"
-            + ("" if dtype is not None else ": --dtype float32 keeps every number, --dtype bfloat16 rounds them")
-        )
+        advice = "" if asked else ": --dtype float32 keeps every number, --dtype bfloat16 rounds them"
+        raise GemmaryError(f"the conversion changed the weight {tensor.name}, so it was thrown away{advice}")
     if tensor.is_norm or (mine.format != theirs.format and mine.format in FLOATS):
-        return lambda: written.lookup(tensor.name)  # the same numbers
+        return written.leaves[tensor.name]  # the same numbers
     return source.leaves[tensor.name]
 
 
-def _stated(values: Floats, written: Checkpoint, dtype: str | None) -> Iterator[Floats]:
-    """What a format may make of the numbers of a norm or a bias, which are float32 in memory: the same; in GGUF 1 + w
-    less 1; and where a dtype was asked for, that of the matrices."""
-    yield values
-    if written.format == "gguf":
-        yield (values + np.float32(1.0)) - np.float32(1.0)
-    held = written.lookup("layers.0.gate").format
-    if dtype is not None and held in FLOATS:
-        yield values.astype(FLOATS[held]).astype(np.float32)
+def _is_stated(mine: Floats, theirs: Floats, format: str, asked: str | None) -> bool:
+    """Whether a norm or a bias, which are float32 in memory, is what the format may make of it: the same; in GGUF 1 + w
+    less 1; and where a dtype was asked for, that."""
+    allowed = [theirs]
+    if format == "gguf":
+        allowed.append((theirs + np.float32(1.0)) - np.float32(1.0))
+    if asked in FLOATS:
+        allowed.append(theirs.astype(FLOATS[asked]).astype(np.float32))
+    return any(np.array_equal(mine, each, equal_nan=True) for each in allowed)
 
 
 def _slices(mine: Leaf, theirs: Leaf) -> Iterator[tuple[int, int]]:

@@ -89,7 +89,8 @@ def save_checkpoint(
     """Writes a model; returns lines that a user should be told. Nothing is ever half-written.
 
     format: "safetensors" (a Hugging Face folder), "packed" (a folder that the native engine maps as it is; neither may
-    exist, unless empty), "gguf" or "big_vision" (one `.gguf` or `.npz` file, which is replaced).
+    exist, unless empty), "orbax" (such a folder, in DeepMind's layout), "gguf" or "big_vision" (one `.gguf` or `.npz`
+    file, which is replaced).
     dtype: None = as stored; "float32", "bfloat16", "float16"; for GGUF and packed also "Q8_0" or "int8", "Q4_0" or
     "int4".
     shard_bytes: the largest file of a folder (5 GB). progress: what, bytes done, bytes in all. Raises GemmaryError.
@@ -118,4 +119,8 @@ def save_checkpoint(
         from gemmary.checkpoints.big_vision import save_big_vision
 
         return save_big_vision(source, path, stored, progress)
-    raise GemmaryError(f"no format is called {format!r}: choose safetensors, gguf, packed or big_vision")
+    if format == "orbax":
+        from gemmary.checkpoints.orbax_write import save_orbax
+
+        return save_orbax(source, path, stored, progress)
+    raise GemmaryError(f"no format is called {format!r}: choose safetensors, gguf, packed, big_vision or orbax")

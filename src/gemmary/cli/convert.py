@@ -15,7 +15,7 @@ DTYPES = ("float32", "bfloat16", "float16", "int8", "int4")
 FORMATS = (
     "safetensors: a Hugging Face folder (default); gguf: for llama.cpp and its kin (default for a .gguf file); packed: "
     "a folder for the native engine, which maps it into memory as it is, with nothing to read or copy at loading; "
-    "big_vision: PaliGemma's original layout (default for a .npz file)"
+    "big_vision: PaliGemma's original layout (default for a .npz file); orbax: DeepMind's layout of Gemma 1, 2 and 3"
 )
 
 
@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
     command = parser.command(commands, "convert", run, "write a model in another format", details)
     command.add_argument("source", metavar="SRC", help=parser.MODEL_HELP)
     command.add_argument("target", metavar="DST", help="a new folder, or a .gguf or .npz file (which is replaced)")
-    command.add_argument("--format", choices=("safetensors", "gguf", "packed", "big_vision"), help=FORMATS)
+    command.add_argument("--format", choices=("safetensors", "gguf", "packed", "big_vision", "orbax"), help=FORMATS)
     command.add_argument(
         "--dtype", choices=DTYPES, help="of the weights (default: as stored); int8 and int4: gguf and packed only"
     )

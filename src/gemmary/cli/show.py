@@ -19,6 +19,8 @@ KINDS = {
     "safetensors": "Hugging Face folder",
     "gguf": "GGUF file",
     "big_vision": "big_vision's .npz file",
+    "orbax": "DeepMind's Orbax checkpoint",
+    "keras_hub": "KerasHub preset",
     "packed": "folder packed for the native engine, which maps it as it is",
 }
 
