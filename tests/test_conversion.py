@@ -158,6 +158,8 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
     (tmp_path / "m" / "mine").write_text("x")
     with pytest.raises(GemmaryError, match=r"/m already exists: choose another name"):
         convert(tiny("gemma"), tmp_path / "m")
+    with pytest.raises(GemmaryError, match=r"/m already exists: choose another name"):
+        convert(tiny("gemma"), tmp_path / "m", format="gguf")
     with pytest.raises(GemmaryError, match=rf"^{tmp_path}/n cannot be read again as GGUF"):
         convert(tiny("gemma"), tmp_path / "n", format="gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]

@@ -34,6 +34,8 @@ from gemmary.verify import builtin_text
 
 Floats = npt.NDArray[np.float32]
 
+FOLDERS = ("safetensors", "packed", "orbax")
+"""The formats that are folders."""
 PROMPT_TOKENS = 24
 """Of each of the prompts whose logits are compared."""
 
@@ -76,7 +78,7 @@ def convert(
     written, or says something else than the source: then nothing is left of it.
     """
     target = Path(target)
-    with _beside(target) as place:
+    with _beside(target, is_folder=format in FOLDERS) as place:
         made = place / target.name
         try:
             notices = save_checkpoint(
@@ -90,9 +92,9 @@ def convert(
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
+def _beside(target: Path, *, is_folder: bool) -> Iterator[Path]:
     """A hidden folder beside the target, whose contents move to where it stands when the block ends well."""
-    if target.is_dir() and any(target.iterdir()):
+    if target.exists() and (target.is_dir() != is_folder or (is_folder and any(target.iterdir()))):
         raise GemmaryError(f"{target} already exists: choose another name or remove it")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -115,6 +115,7 @@ Arrays = dict[str, npt.NDArray[Any]]
         (lambda a: a | {"final_norm/scale": np.zeros(3, np.float32)}, "'final_norm/scale' has shape (3,)"),
         (lambda a: a | {"final_norm/scale": np.zeros(42, np.int8)}, "'final_norm/scale' is 'int8'"),
         (lambda a: a | {"layer_0/attn/q_einsum/w": np.zeros((6, 42), np.float32)}, "another number of axes"),
+        (lambda a: a | {"layer_1/mlp/gating_einsum": np.zeros((1, 42, 59), np.float32)}, "not 2 matrices"),
         (lambda a: a | {"layer_0/mlp/linear": np.zeros((42, 42), np.float32)}, "which way gating_einsum lies"),
         (lambda a: a | {"layer_0/mlp/linear": np.zeros((60, 42), np.float32)}, "but"),
         (lambda a: a | {"stacked_layers/attention_type_0/x/w": np.zeros((2000, 1), np.float32)}, "is not of layers"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import pytest
 
 from gemmary.checkpoints import open_checkpoint, save_checkpoint
 from gemmary.checkpoints.config_json import write_config
+from gemmary.checkpoints.random_weights import random_checkpoint
+from gemmary.config import VisionConfig
 from gemmary.errors import GemmaryError
+from gemmary.quantize.leaves import Affine
 from tests.checkpoints import flax_trees
 from tests.checkpoints.flax_trees import Tree
 from tests.checkpoints.sources import logits, rounded, same_leaves, tiny
@@ -137,6 +141,69 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (folder / "manifest.ocdbt").write_bytes(b"nothing of the kind")
     with pytest.raises(GemmaryError, match="is not a sound Orbax checkpoint"):
         open_checkpoint(folder)
+
+
+# Writing ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma-mha", "gemma2", "gemma3"])
+def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
+    source = tiny(name)
+    assert save_checkpoint(source, tmp_path / "m", format="orbax") == ["the folder carries no tokenizer"]
+    checkpoint = open_checkpoint(tmp_path / "m")
+    assert checkpoint.config == source.config
+    same_leaves(checkpoint, source)
+    save_checkpoint(source, tmp_path / "n", format="orbax", dtype="bfloat16")
+    same_leaves(open_checkpoint(tmp_path / "n"), rounded(source, "bfloat16"))
+
+
+def test_a_model_that_sees(tmp_path: Path) -> None:
+    vision = VisionConfig(12, num_layers=2, hidden_size=24, num_heads=3, intermediate_size=36, patch_size=3, pool=2,
+                          soft_norm=True)  # fmt: skip
+    source = random_checkpoint(replace(tiny("gemma3").config, vision=vision), "random:tiny", None, 0)
+    save_checkpoint(source, tmp_path / "m", format="orbax", dtype="float32")
+    checkpoint = open_checkpoint(tmp_path / "m")
+    assert checkpoint.config == source.config
+    for name in source.names():
+        mine, theirs = checkpoint.lookup(name), source.lookup(name)
+        assert np.array_equal(mine.dequantize(), theirs.dequantize()), name
+        if isinstance(theirs, Affine):
+            assert isinstance(mine, Affine)
+            assert np.array_equal(mine.bias, theirs.bias), name
+
+
+@pytest.mark.parametrize("name", ["gemma-mha", "gemma3"])
+def test_orbax_restores_what_is_written(name: str, tmp_path: Path) -> None:
+    ocp = pytest.importorskip("orbax.checkpoint", reason="orbax-checkpoint is not installed")
+    source = tiny(name)
+    save_checkpoint(source, tmp_path / "m", format="orbax")
+    expected = flax_trees.flat(flax_trees.nested(source.config, source.lookup, transposed=name == "gemma3"))
+    found = ocp.PyTreeCheckpointer().restore(tmp_path / "m")
+    assert found.keys() == expected.keys()
+    for key, arrays in expected.items():
+        assert found[key].keys() == arrays.keys()
+        assert all(np.array_equal(found[key][last], array) for last, array in arrays.items()), key
+
+
+def test_the_table_is_padded_as_the_releases_pad_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny("gemma")
+    rows = source.config.vocab_size
+    monkeypatch.setattr("gemmary.checkpoints.orbax_write._PADDED", {rows: rows + 3})
+    save_checkpoint(source, tmp_path / "m", format="orbax")
+    with pytest.raises(GemmaryError, match=rf"says vocab_size = {rows}, but m holds {rows + 3}"):
+        open_checkpoint(tmp_path / "m")
+    monkeypatch.setattr("gemmary.checkpoints.sizes.PADDED_ROWS", {rows + 3: rows})
+    same_leaves(open_checkpoint(tmp_path / "m"), source)
+
+
+def test_what_cannot_be_written(tmp_path: Path) -> None:
+    for name, dtype, words in (
+        ("embeddinggemma", None, "is no Gemma 1, 2 or 3"),
+        ("gemma", "float16", "written as float32 or bfloat16, not F16"),
+    ):
+        with pytest.raises(GemmaryError, match=words):
+            save_checkpoint(tiny(name), tmp_path / "m", format="orbax", dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_library_it_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ google-deepmind/gemma reads in `gm/ckpts`.)
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -92,8 +93,11 @@ def read_tree(
     tree = from_transformer(path, stored)
     config, table = _config(path, folder, tree, notices)
     made: dict[str, Made] = {}
+    halves = Counter(entry.key for entry in table)
     for name, key, entry in expanded(config, table):
         if key in tree:
+            if entry.half is not None and tree[key].shape[:1] != (halves[entry.key],):
+                raise GemmaryError(f"{path}: {show(key)} has shape {tree[key].shape}, not {halves[entry.key]} matrices")
             part = tree[key] if entry.half is None else tree[key].part(entry.half)
             made[name] = Made(key, part, partial(_ours, entry, config), config.vocab_size if name == "embed" else None)
     check_names(path, tree, {key for _, key, _ in expanded(config, table)})
