@@ -13,10 +13,13 @@ import pytest
 
 from gemmary import conversion
 from gemmary.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
+from gemmary.checkpoints.random_weights import random_checkpoint
+from gemmary.config import VisionConfig
 from gemmary.conversion import convert
 from gemmary.errors import GemmaryError
 from gemmary.quantize.leaves import Dense, Leaf
 from tests.models import random_model_leaves, tiny_checkpoint, tokenizer
+from tests.tiny import TINY
 
 BLOCKS = "gemma3-q32"
 
@@ -68,6 +71,18 @@ def test_how_far_blocks_move_the_logits_is_told(dtype: str, least: float, tmp_pa
     _, again = convert(open_checkpoint(tmp_path / "m"), tmp_path / "m.gguf", format="gguf")
     assert again.mean_kl is None
     assert again.positions == 48
+
+
+@pytest.mark.parametrize(("dtype", "kl"), [(None, False), ("int4", True)])
+def test_a_model_that_sees(dtype: str | None, kl: bool, tmp_path: Path) -> None:
+    """Its tower has rows that do not divide into blocks, and biases."""
+    vision = VisionConfig(12, num_layers=2, hidden_size=24, num_heads=3, intermediate_size=36, patch_size=3, pool=2,
+                          soft_norm=True)  # fmt: skip
+    config = replace(TINY[BLOCKS], vocab_size=300, vision=vision)
+    source = random_checkpoint(config, "random:tiny", None, 0)
+    _, checked = convert(source, tmp_path / "m", format="packed", dtype=dtype)
+    assert checked.weights == len(source.names())
+    assert (checked.mean_kl is not None) == kl
 
 
 def damaged(change: Callable[[Checkpoint], Checkpoint]) -> Callable[..., list[str]]:

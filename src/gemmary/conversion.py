@@ -28,7 +28,8 @@ from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
 from gemmary.files import fsync_folder
-from gemmary.quantize.leaves import FLOATS, Affine, Leaf, slices
+from gemmary.quantize.blocks import quantize
+from gemmary.quantize.leaves import FLOATS, Affine, Leaf, padded_columns, slices
 from gemmary.quantize.pieces import piece
 from gemmary.verify import builtin_text
 
@@ -104,8 +105,10 @@ def _beside(target: Path, *, is_folder: bool) -> Iterator[Path]:
     try:
         yield place
         try:
-            # A checksum beside it comes first: an old one beside a new file would call it corrupt.
-            for made in sorted(place.iterdir(), key=lambda made: made.name == target.name):
+            around = [made for made in place.iterdir() if made.name != target.name]
+            for made in around:  # an old checksum beside a new file would call it corrupt
+                (target.parent / made.name).unlink(missing_ok=True)
+            for made in (place / target.name, *around):
                 os.replace(made, target.parent / made.name)
             fsync_folder(target.parent)
         except OSError as error:
@@ -187,7 +190,7 @@ def _same_weight(source: Checkpoint, written: Checkpoint, tensor: Tensor, asked:
         # Where nobody asked for other numbers, blocks become floats exactly, or anything stays what it is.
         into = mine.format if asked is not None or mine.format == theirs.format else "F32"
         same = all(
-            np.array_equal(piece(mine, *rows, into), piece(theirs, *rows, into)) for rows in _slices(mine, theirs)
+            np.array_equal(_bytes(mine, *rows, into), _bytes(theirs, *rows, into)) for rows in _slices(mine, theirs)
         )
     if not same:
         advice = "" if asked else ": --dtype float32 keeps every number, --dtype bfloat16 rounds them"
@@ -206,6 +209,16 @@ def _is_stated(mine: Floats, theirs: Floats, format: str, asked: str | None) -> 
     if asked in FLOATS:
         allowed.append(theirs.astype(FLOATS[asked]).astype(np.float32))
     return any(np.array_equal(mine, each, equal_nan=True) for each in allowed)
+
+
+def _bytes(leaf: Leaf, start: int, stop: int, format: str) -> npt.NDArray[np.uint8]:
+    """Rows in a format; in blocks with the zeros that fill up the last one of a row (`leaves.quantized`)."""
+    if leaf.format == format or format in FLOATS:
+        return piece(leaf, start, stop, format)
+    columns = leaf.shape[1]
+    filled = np.zeros((stop - start, padded_columns(format, columns)), np.float32)
+    filled[:, :columns] = leaf.rows(np.arange(start, stop))
+    return quantize(format, filled).reshape(-1)
 
 
 def _slices(mine: Leaf, theirs: Leaf) -> Iterator[tuple[int, int]]:

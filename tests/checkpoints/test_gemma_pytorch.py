@@ -71,7 +71,7 @@ def test_it_has_the_logits_of_the_hugging_face_folder(name: str, tmp_path: Path)
     source = tiny(name)
     path = write(tmp_path / "theirs", source)
     save_checkpoint(source, tmp_path / "hf")
-    ours, theirs = open_checkpoint(path, allow_pickle=True), open_checkpoint(tmp_path / "hf")
+    ours, theirs = open_checkpoint(path, pickles=True), open_checkpoint(tmp_path / "hf")
     assert ours.config == theirs.config
     assert ours.format == "gemma_pytorch"
     same_leaves(ours, source)
@@ -99,7 +99,7 @@ def test_a_model_that_sees_in_bfloat16(tmp_path: Path) -> None:
             state[f"{tower}{theirs}.bias"] = torch.from_numpy(np.array(leaf.bias)).bfloat16()
     for ours, theirs in (("soft_norm", "mm_soft_embedding_norm"), ("projector", "mm_input_projection")):
         state[theirs + ".weight"] = torch.from_numpy(np.array(source.lookup("vision." + ours).dequantize())).bfloat16()
-    read = open_checkpoint(write(tmp_path / "m", source, state), allow_pickle=True)
+    read = open_checkpoint(write(tmp_path / "m", source, state), pickles=True)
     assert read.config == source.config
     assert read.lookup("layers.0.k").format == "BF16"
     for name in source.names():
@@ -113,7 +113,7 @@ def test_kaggles_folder_is_the_file_in_it(tmp_path: Path) -> None:
 
     path = write(tmp_path / "2b", tiny("gemma"))
     build().save(path.parent)
-    checkpoint = open_checkpoint(path.parent, allow_pickle=True)
+    checkpoint = open_checkpoint(path.parent, pickles=True)
     same_leaves(checkpoint, tiny("gemma"))
     assert checkpoint.tokenizer.encode("abc") == build().encode("abc")
 
@@ -139,7 +139,7 @@ def test_a_program_in_the_pickle_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "m.ckpt"
     torch.save({"model_state_dict": {"x": _Program(tmp_path / "harm")}}, path)
     with pytest.raises(GemmaryError, match=r"is not a sound .ckpt file: .*Unsupported") as caught:
-        open_checkpoint(path, allow_pickle=True)
+        open_checkpoint(path, pickles=True)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "harm").exists()
 
@@ -150,17 +150,17 @@ def test_unsound_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "gemma.ckpt"
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(GemmaryError, match=r"is not a sound .ckpt file: File is not a zip"):
-        open_checkpoint(path, allow_pickle=True)
+        open_checkpoint(path, pickles=True)
     torch.save([torch.zeros(3)], path)
     with pytest.raises(GemmaryError, match="it has no model_state_dict"):
-        open_checkpoint(path, allow_pickle=True)
+        open_checkpoint(path, pickles=True)
     write(tmp_path, source)
     with zipfile.ZipFile(path) as good, zipfile.ZipFile(tmp_path / "packed", "w", zipfile.ZIP_DEFLATED) as packed:
         for item in good.namelist():
             packed.writestr(item, good.read(item))
     (tmp_path / "packed").rename(path)
     with pytest.raises(GemmaryError, match="is compressed"):
-        open_checkpoint(path, allow_pickle=True)
+        open_checkpoint(path, pickles=True)
 
 
 @pytest.mark.usefixtures("here")
@@ -184,7 +184,7 @@ def test_other_models_are_refused(kind: str, tmp_path: Path) -> None:
     else:
         state["model.layers.1.mlp.gate_proj.weight"] = torch.zeros(54, 35)
     with pytest.raises(GemmaryError) as caught:
-        open_checkpoint(write(tmp_path / "m", source, state), allow_pickle=True)
+        open_checkpoint(write(tmp_path / "m", source, state), pickles=True)
     assert words in str(caught.value)
 
 

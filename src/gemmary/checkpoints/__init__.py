@@ -27,11 +27,11 @@ def open_named(name: str | Path) -> Checkpoint:
     return open_checkpoint(resolve(name), known.name if known else str(name) if is_name else None)
 
 
-def open_checkpoint(path: str | Path, name: str | None = None, *, allow_pickle: bool = False) -> Checkpoint:
+def open_checkpoint(path: str | Path, name: str | None = None, *, pickles: bool = False) -> Checkpoint:
     """Opens a Hugging Face folder, a packed one, a GGUF file, big_vision's `.npz`, DeepMind's Orbax folder, a KerasHub
     preset, gemma_pytorch's `.ckpt` or `random:NAME`, by its contents: reads and checks headers, maps weights.
 
-    name: what to call the model instead of what the file says. allow_pickle: a `.ckpt` is a pickle, which is read only
+    name: what to call the model instead of what the file says. pickles: a `.ckpt` is a pickle, which is read only
     where this is set, in a process of its own and of weights alone. Raises GemmaryError, one line, for what is not
     there, not Gemma, not whole or not sound; before any tensor is read.
     """
@@ -56,7 +56,7 @@ def open_checkpoint(path: str | Path, name: str | None = None, *, allow_pickle: 
         from gemmary.checkpoints.gemma_pytorch import find_pickle, open_pickle
 
         if (file := find_pickle(path)) is not None:
-            return open_pickle(file, name, allow_pickle)
+            return open_pickle(file, name, pickles)
         from gemmary.checkpoints.huggingface import open_folder
 
         return open_folder(path, name)
@@ -69,7 +69,7 @@ def open_checkpoint(path: str | Path, name: str | None = None, *, allow_pickle: 
     if path.is_file() and path.suffix == ".ckpt":
         from gemmary.checkpoints.gemma_pytorch import open_pickle
 
-        return open_pickle(path, name, allow_pickle)
+        return open_pickle(path, name, pickles)
     if not path.is_file() or path.suffix != ".gguf":
         raise GemmaryError(f"{path} is neither a folder nor a .gguf, .npz or .ckpt file")
     from gemmary.checkpoints.gguf import open_gguf

@@ -61,9 +61,9 @@ def find_pickle(folder: Path) -> Path | None:
     return found[0] if len(found) == 1 and not any(folder.glob("*.safetensors")) else None
 
 
-def open_pickle(path: Path, name: str | None, allow_pickle: bool) -> Checkpoint:
+def open_pickle(path: Path, name: str | None, allowed: bool) -> Checkpoint:
     """Raises GemmaryError, one line, where it is not allowed, PyTorch is missing, or the file is no sound Gemma."""
-    if not allow_pickle:
+    if not allowed:
         raise GemmaryError(
             f"{path} is a pickle, a program that is run only where you ask for it: "
             f"`gemmary convert {path} DST --allow-pickle` makes a copy that is data alone"

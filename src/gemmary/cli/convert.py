@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     target = Path(arguments.target).expanduser()
     chosen = arguments.format or {".gguf": "gguf", ".npz": "big_vision"}.get(target.suffix, "safetensors")
-    checkpoint = open_checkpoint(hub.resolve(arguments.source), allow_pickle=arguments.allow_pickle)
+    checkpoint = open_checkpoint(hub.resolve(arguments.source), pickles=arguments.allow_pickle)
     if arguments.image_size is not None:
         from gemmary.checkpoints.image_size import with_image_size
 
