@@ -76,9 +76,9 @@ def test_how_far_blocks_move_the_logits_is_told(dtype: str, least: float, tmp_pa
 @pytest.mark.parametrize(("dtype", "kl"), [(None, False), ("int4", True)])
 def test_a_model_that_sees(dtype: str | None, kl: bool, tmp_path: Path) -> None:
     """Its tower has rows that do not divide into blocks, and biases."""
-    vision = VisionConfig(12, num_layers=2, hidden_size=24, num_heads=3, intermediate_size=36, patch_size=3, pool=2,
+    vision = VisionConfig(12, num_layers=2, hidden_size=32, num_heads=4, intermediate_size=36, patch_size=3, pool=2,
                           soft_norm=True)  # fmt: skip
-    config = replace(TINY[BLOCKS], vocab_size=300, vision=vision)
+    config = replace(TINY[BLOCKS], vocab_size=500, vision=vision)
     source = random_checkpoint(config, "random:tiny", None, 0)
     _, checked = convert(source, tmp_path / "m", format="packed", dtype=dtype)
     assert checked.weights == len(source.names())

@@ -175,8 +175,9 @@ def save(
 
     format: "safetensors" (a Hugging Face folder that transformers loads), "packed" (a folder that the native engine
     maps as it is), "orbax" (one in DeepMind's layout; none of these may exist, unless empty) or "gguf" (one `.gguf`
-    file that llama.cpp loads, replaced). dtype: None = as the weights were loaded (after `quant=`), or "float32", "bfloat16", "float16", and for GGUF and packed
-    "int8" or "int4". shard_bytes: the largest file of a Hugging Face folder. Nothing is ever half-written.
+    file that llama.cpp loads, replaced). dtype: None = as the weights were loaded (after `quant=`), or "float32",
+    "bfloat16", "float16" (not in orbax), and for GGUF and packed "int8" or "int4". shard_bytes: the largest file of a
+    Hugging Face folder. Nothing is ever half-written.
 
     Raises GemmaryError for a model with adapters too: `gemmary.merge` puts one into the weights.
     """

@@ -160,7 +160,7 @@ def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
 def test_a_model_that_sees(tmp_path: Path) -> None:
     vision = VisionConfig(12, num_layers=2, hidden_size=24, num_heads=3, intermediate_size=36, patch_size=3, pool=2,
                           soft_norm=True)  # fmt: skip
-    source = random_checkpoint(replace(tiny("gemma3").config, vocab_size=300, vision=vision), "random:tiny", None, 0)
+    source = random_checkpoint(replace(tiny("gemma3").config, vocab_size=500, vision=vision), "random:tiny", None, 0)
     save_checkpoint(source, tmp_path / "m", format="orbax", dtype="float32")
     checkpoint = open_checkpoint(tmp_path / "m")
     assert checkpoint.config == source.config
