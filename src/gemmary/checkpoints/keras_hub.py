@@ -164,7 +164,8 @@ def read_config(data: dict[str, Any], notices: list[str]) -> tuple[Config, str]:
         vocab_size=PADDED_ROWS.get(rows, rows),
         context_length=_context(layers, width, third, notices),
         layer_types=(periodic(6, layers) if third else alternating(layers)) if windowed else periodic(1, layers),
-        query_pre_attn_scalar=head_dim if said.get("query_head_dim_normalize", True) else width / heads,
+        # As trained, and as the preset says; KerasHub's own blocks (0.32) take head_dim whatever it says.
+        query_pre_attn_scalar=head_dim if said.get("query_head_dim_normalize", True) else width // heads,
         sliding_window=get.size("sliding_window_size", 4096, most=1 << 30) if windowed else None,
         rope_theta=1_000_000.0 if third else 10_000.0,
         rope_scaling_factor=get.number("global_rope_scaling_factor", 1.0) if third else 1.0,
