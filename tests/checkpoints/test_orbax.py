@@ -180,6 +180,8 @@ def test_orbax_restores_what_is_written(name: str, tmp_path: Path) -> None:
     expected = flax_trees.flat(flax_trees.nested(source.config, source.lookup, transposed=name == "gemma3"))
     found = ocp.PyTreeCheckpointer().restore(tmp_path / "m")
     assert found.keys() == expected.keys()
+    told = ocp.StandardCheckpointer().metadata(tmp_path / "m").item_metadata.tree  # what DeepMind's loader goes by
+    assert told.keys() == expected.keys()
     for key, arrays in expected.items():
         assert found[key].keys() == arrays.keys()
         assert all(np.array_equal(found[key][last], array) for last, array in arrays.items()), key
