@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
 from gemmary.files import fsync_folder
-from gemmary.quantize.blocks import quantize
+from gemmary.quantize.blocks import quantize, row_bytes
 from gemmary.quantize.leaves import FLOATS, Affine, Leaf, padded_columns, slices
 from gemmary.quantize.pieces import piece
 from gemmary.verify import builtin_text
@@ -130,10 +132,11 @@ def check(
     table = tensors(config)
     now, before = written.formats(), source.formats()
     rounded_to = now["layers.0.gate"] if dtype is not None else None
-    for number, tensor in enumerate(table, 1):
+    sizes = [_size(now[tensor.name], tensor.shape) for tensor in table]
+    for tensor, done in zip(table, accumulate(sizes), strict=True):
         rounding[tensor.name] = _same_weight(source, written, tensor, rounded_to)
         if progress:
-            progress("checking weights", number, len(table))
+            progress("checking weights", done, sum(sizes))
     in_blocks = any(now[t.name] not in (*FLOATS, before[t.name]) for t in table if not t.is_norm)
     if in_blocks and config.bidirectional:
         return Checked(len(table), 0, None, "blocks move an embedding's vectors, `gemmary verify` measures how far")
@@ -198,6 +201,13 @@ def _same_weight(source: Checkpoint, written: Checkpoint, tensor: Tensor, asked:
     if tensor.is_norm or (mine.format != theirs.format and mine.format in FLOATS):
         return written.leaves[tensor.name]  # the same numbers
     return source.leaves[tensor.name]
+
+
+def _size(format: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor."""
+    if format in FLOATS:
+        return prod(shape) * FLOATS[format].itemsize
+    return shape[0] * row_bytes(format, padded_columns(format, shape[1]))
 
 
 def _is_stated(mine: Floats, theirs: Floats, format: str, asked: str | None) -> bool:

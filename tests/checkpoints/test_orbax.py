@@ -93,6 +93,7 @@ def test_a_folder_that_holds_the_arrays_and_the_tokenizer(tmp_path: Path) -> Non
 
     source = tiny("gemma")
     write(tmp_path / "2b", flax_trees.nested(source.config, source.lookup))
+    (tmp_path / "2b" / "_METADATA").rename(tmp_path / "2b" / "checkpoint")  # what the oldest ones have instead
     describe(tmp_path / "2b", "gemma")
     with pytest.raises(GemmaryError, match=r"has no tokenizer: put tokenizer.model or tokenizer.json beside it"):
         open_checkpoint(tmp_path).tokenizer  # noqa: B018

@@ -28,7 +28,8 @@ _MOST_ARRAYS = 20_000
 
 def find_orbax(path: Path) -> Path | None:
     """The folder of arrays that a folder is, or holds as its only one; None where there is none."""
-    folders = (path, *sorted(inner for inner in path.iterdir() if inner.is_dir()))
+    is_other = any(path.glob("*.safetensors"))
+    folders = (path, *(inner for inner in sorted(path.iterdir()) if inner.is_dir() and not is_other))
     found = [folder / item for folder in folders for item in _ITEMS if _holds_arrays(folder / item)]
     return found[0] if found and (found[0] == path or len(set(found)) == 1) else None
 
@@ -37,7 +38,8 @@ def _holds_arrays(folder: Path) -> bool:
     """By what Orbax writes beside the arrays, or did: of its oldest checkpoints the arrays themselves."""
     if (folder / _MANIFEST).is_file() or (folder / "_METADATA").is_file():
         return True
-    return (folder / "checkpoint").is_file() and any(folder.glob("*embedder*/.zarray"))
+    tables = ("*embedder*/.zarray", "transformer/embedder*/.zarray")
+    return (folder / "checkpoint").is_file() and any(any(folder.glob(table)) for table in tables)
 
 
 def open_orbax(path: Path, name: str | None = None) -> Checkpoint:
