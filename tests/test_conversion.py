@@ -18,6 +18,7 @@ from gemmary.config import VisionConfig
 from gemmary.conversion import convert
 from gemmary.errors import GemmaryError
 from gemmary.quantize.leaves import Dense, Leaf
+from tests.checkpoints.test_big_vision import SMALL as PALIGEMMA
 from tests.models import random_model_leaves, tiny_checkpoint, tokenizer
 from tests.tiny import TINY
 
@@ -83,6 +84,12 @@ def test_a_model_that_sees(dtype: str | None, kl: bool, tmp_path: Path) -> None:
     _, checked = convert(source, tmp_path / "m", format="packed", dtype=dtype)
     assert checked.weights == len(source.names())
     assert (checked.mean_kl is not None) == kl
+
+
+def test_a_file_without_a_tokenizer(tmp_path: Path) -> None:
+    source = random_checkpoint(replace(PALIGEMMA, vocab_size=500), "random:tiny", None, 0)
+    _, checked = convert(source, tmp_path / "m.npz", format="big_vision", dtype="float32")
+    assert checked.positions == 48
 
 
 def damaged(change: Callable[[Checkpoint], Checkpoint]) -> Callable[..., list[str]]:

@@ -115,6 +115,8 @@ Arrays = dict[str, npt.NDArray[Any]]
         (lambda a: a | {"final_norm/scale": np.zeros(3, np.float32)}, "'final_norm/scale' has shape (3,)"),
         (lambda a: a | {"final_norm/scale": np.zeros(42, np.int8)}, "'final_norm/scale' is 'int8'"),
         (lambda a: a | {"layer_0/attn/q_einsum/w": np.zeros((6, 42), np.float32)}, "another number of axes"),
+        (lambda a: a | {"layer_0/mlp/linear/w": a["layer_0/mlp/linear"]}, "holds 'layer_0/mlp/linear' twice"),
+        (lambda a: {k: v for k, v in a.items() if "post_attention_norm" not in k}, "lacks 'layer_0/post_attention"),
         (lambda a: a | {"layer_1/mlp/gating_einsum": np.zeros((1, 42, 59), np.float32)}, "not 2 matrices"),
         (lambda a: a | {"layer_0/mlp/linear": np.zeros((42, 42), np.float32)}, "which way gating_einsum lies"),
         (lambda a: a | {"layer_0/mlp/linear": np.zeros((60, 42), np.float32)}, "but"),

@@ -115,6 +115,9 @@ def test_the_layout(name: str, tmp_path: Path) -> None:
     same_leaves(open_stored(tmp_path, "tiny", config, block, stored, notices), source)
     with pytest.raises(GemmaryError, match=r"lacks 'layers/rms_normalization/vars/0'"):
         open_stored(tmp_path, None, config, block, {k: v for k, v in stored.items() if "/rms_norm" not in k}, [])
+    short = Stored((5, source.config.hidden_size), "float32", stored["layers/rms_normalization/vars/0"].read)
+    with pytest.raises(GemmaryError, match=r"'layers/reversible_embedding/vars/0' has shape \(5, "):
+        open_stored(tmp_path, None, config, block, {**stored, "layers/reversible_embedding/vars/0": short}, [])
     with pytest.raises(GemmaryError, match=r"holds 'vars/0', which this model does not have"):
         open_stored(tmp_path, None, config, block, {**stored, "vars/0": next(iter(stored.values()))}, [])
 

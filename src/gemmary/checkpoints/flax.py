@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -101,8 +101,8 @@ def read_tree(
             part = tree[key] if entry.half is None else tree[key].part(entry.half)
             made[name] = Made(key, part, partial(_ours, entry, config), config.vocab_size if name == "embed" else None)
     check_names(path, tree, {key for _, key, _ in expanded(config, table)})
-    wanted = {t.name for t in tensors(config)}
-    assert wanted <= made.keys()
+    wanted = {tensor.name for tensor in tensors(config)}
+    check_names(path, wanted & made.keys(), wanted)
     return config, made
 
 
@@ -112,7 +112,7 @@ def _ours(entry: Entry, config: Config, array: Array) -> Array:
 
 def from_transformer(path: Path, stored: Mapping[str, Stored]) -> dict[str, Stored]:
     """The arrays by their paths from the transformer on, unstacked; what is not the model's is left out."""
-    stored = {name.replace(".", "/"): array for name, array in stored.items()}
+    stored = _unique(path, ((name.replace(".", "/"), array) for name, array in stored.items()))
     roots = [root + inner for root in _ROOTS for inner in ("", "transformer/") if root + inner + _TABLE_NAME in stored]
     if len(roots) != 1:
         raise GemmaryError(
@@ -120,7 +120,7 @@ def from_transformer(path: Path, stored: Mapping[str, Stored]) -> dict[str, Stor
         )
     root = roots[0]
     beside = root.removesuffix("transformer/") + FLAT_TOWER
-    tree: dict[str, Stored] = {}
+    tree: list[tuple[str, Stored]] = []
     stacks: list[tuple[int, str, Stored]] = []
     for name, array in stored.items():
         if name.startswith(beside):
@@ -134,14 +134,22 @@ def from_transformer(path: Path, stored: Mapping[str, Stored]) -> dict[str, Stor
         if found := _STACKED.fullmatch(key):
             stacks.append((int(found[1]), found[2], array))
         elif key not in _UNUSED:
-            tree[key] = array
+            tree.append((key, array))
     kinds = 1 + max((kind for kind, _, _ in stacks), default=0)
     for kind, rest, array in stacks:
         if not array.shape or array.shape[0] * kinds > _MOST_LAYERS + kinds:
             raise GemmaryError(f"{path}: the stack {show(rest)} has shape {array.shape}, which is not of layers")
-        for place in range(array.shape[0]):
-            tree[f"layer_{place * kinds + kind}/{rest}"] = array.part(place)
-    return {_MLP_LEAF.sub(r"\1", key): array for key, array in tree.items()}
+        tree += [(f"layer_{place * kinds + kind}/{rest}", array.part(place)) for place in range(array.shape[0])]
+    return _unique(path, ((_MLP_LEAF.sub(r"\1", key), array) for key, array in tree))
+
+
+def _unique(path: Path, found: Iterable[tuple[str, Stored]]) -> dict[str, Stored]:
+    tree: dict[str, Stored] = {}
+    for key, array in found:
+        if key in tree:
+            raise GemmaryError(f"{path} holds {show(key)} twice")
+        tree[key] = array
+    return tree
 
 
 def _config(

@@ -108,7 +108,7 @@ def _name(tensor: Tensor, config: Config) -> str:
 def _made(ours: str, theirs: str, stored: Stored, config: Config) -> Made:
     a, k = config.query_size, config.kv_size
     rows = {"q": (0, a), "k": (a, a + k), "v": (a + k, a + 2 * k)}.get(ours.rpartition(".")[2])
-    if "qkv_proj" in theirs and rows is not None and stored.shape[0] == a + 2 * k:
+    if "qkv_proj" in theirs and rows is not None and stored.shape[:1] == (a + 2 * k,):
         return Made(theirs, stored, lambda x: x[slice(*rows)])
     if ours == "vision.patch":  # a convolution
         return Made(theirs, stored, lambda x: x.reshape(x.shape[0], -1))

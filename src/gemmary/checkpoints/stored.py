@@ -63,7 +63,9 @@ class Made:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape that it will have, learnt without reading it; of an array of no fitting shape ()."""
-        shape = self.stored.shape if self.rows is None else (self.rows, *self.stored.shape[1:])
+        shape = self.stored.shape
+        if self.rows is not None:
+            shape = (*(min(self.rows, rows) for rows in shape[:1]), *shape[1:])
         try:
             return self.ours(np.broadcast_to(np.zeros((), np.uint8), shape)).shape
         except (ValueError, IndexError):
