@@ -3,11 +3,14 @@
     python benchmarks/every_size.py --out sizes.jsonl                    every size in 4 bits
     python benchmarks/every_size.py --only gemma-2-2b --quant int8
     python benchmarks/every_size.py --out sizes.jsonl --quant int4 int8 bfloat16
+    python benchmarks/every_size.py --out sizes.jsonl --table            what was measured, beside today's planner
 
 Each row has a process of its own: it loads `random:NAME`, sees a picture where the model sees, reads a prompt of 128
 tokens and decodes 32, twice. The first round warms up, and the peak of memory is that of the process after it; the
-second is timed, between looks at the machine's ceilings, from which the plan's speeds are. A row that does not fit into
+second is timed, between looks at the machine's ceilings, from whose medians the plan's speeds for just that prompt and
+those tokens are. A row that does not fit into
 memory is left out and said so. `--out` keeps the rows as lines of JSON, and what stands there is not measured again.
+`--table` prints docs/sizes.md's table of them, and the shares of `gemmary.plan.speed` that each row would have exact.
 
 Bytes on disk are those of a folder packed for the native engine (`gemmary convert --format packed`). The share of the
 bandwidth bound is what a token reads (weights without the tower, and keys) over the read bandwidth, by the time that it
@@ -20,7 +23,9 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from gemmary import zoo
@@ -76,7 +81,7 @@ def measure(name: str, quant: str, prefill: int, decode: int, threads: int | Non
     stats = _round(model, prefill, decode, 1)
     _look(looks)
     speed = speed_of(looks.ceilings())
-    plan = make_plan(planned, context=context, device=device, speed=speed)
+    plan = make_plan(planned, context=context, device=device)
     tower = sum(_bytes_of(planned, tensor) for tensor in _tower(config))
     read = plan.weights_bytes - tower + model.engine.cache_bytes(context - decode // 2)
     return {
@@ -87,6 +92,9 @@ def measure(name: str, quant: str, prefill: int, decode: int, threads: int | Non
         "bandwidth_share": read * stats.decode_tokens_per_s / speed.read,
         "read_bytes_per_s": speed.read,
         "int8_operations_per_s": speed.int8,
+        "float32_operations_per_s": speed.float32,
+        "prefill": prefill,
+        "decode": decode,
         "context": context,
         "threads": model.info.threads,
         "plan": plan.as_dict(),
@@ -126,6 +134,38 @@ def _bytes_of(planned: Any, tensor: Any) -> int:
     return packed_bytes(tensor, planned.formats[tensor.name])
 
 
+@dataclass(frozen=True)
+class Foretold:
+    """What today's planner says of a row, under the ceilings that were measured beside it."""
+
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    product_share: float
+    """The `PRODUCT_SHARE` that would have made it right of the prompt."""
+    read_share: float
+    """The `READ_SHARE` that would have made it right of decoding."""
+
+
+def foretold(row: dict[str, Any]) -> Foretold:
+    from gemmary.checkpoints.hub import RANDOM
+    from gemmary.plan import MachineSpeed, speed, subject
+    from gemmary.plan.make import kv_type
+
+    model = subject(RANDOM + row["model"] + ("" if row["quant"] == "bfloat16" else f":{row['quant']}"))
+    config, formats = model.config, model.formats
+    ceilings = (row[f"{name}_per_s"] for name in ("read_bytes", "int8_operations", "float32_operations"))
+    machine = MachineSpeed("", "", row["threads"], *ceilings)
+    before, keys = row["prefill"] + row["decode"] // 2, kv_type("auto", formats)
+    prompt = speed.prefill_seconds(config, formats, row["prefill"], machine)
+    token = speed.decode_seconds(config, formats, before, keys, machine)
+    return Foretold(
+        speed.prefill_speed(config, formats, row["prefill"], machine),
+        speed.decode_speed(config, formats, 2 * before, keys, machine),
+        prompt.bound / (row["prefill"] / row["prefill_tokens_per_s"] - prompt.rest),
+        token.bound / (1 / row["decode_tokens_per_s"] - token.rest),
+    )
+
+
 def apart(measured: float, foretold: float) -> str:
     """How far what was measured is from the plan."""
     return f"{100 * (measured / foretold - 1):+.0f} %"
@@ -135,17 +175,38 @@ def line(row: dict[str, Any]) -> str:
     name = f"{row['model']} {row['quant']}"
     if "left_out" in row:
         return f"{name}: left out: {row['left_out']}"
-    plan, peak = row["plan"], row["peak_bytes"]
+    plan, peak, told = row["plan"], row["peak_bytes"], foretold(row)
     difference = (peak - plan["total_bytes"]) / 1e6
     return (
         f"{name}: {row['disk_bytes'] / 1e9:.2f} GB on disk · peak {peak / 1e9:.2f} GB, planned "
         f"{plan['total_bytes'] / 1e9:.2f} ({apart(peak, plan['total_bytes'])}, {difference:+.0f} MB) · prefill "
-        f"{row['prefill_tokens_per_s']:.1f} tokens/s, planned {plan['prefill_tokens_per_s']:.1f} "
-        f"({apart(row['prefill_tokens_per_s'], plan['prefill_tokens_per_s'])}) · decode "
-        f"{row['decode_tokens_per_s']:.2f} tokens/s, planned {plan['decode_tokens_per_s']:.2f} "
-        f"({apart(row['decode_tokens_per_s'], plan['decode_tokens_per_s'])}) · "
+        f"{row['prefill_tokens_per_s']:.1f} tokens/s, planned {told.prefill_tokens_per_s:.1f} "
+        f"({apart(row['prefill_tokens_per_s'], told.prefill_tokens_per_s)}) · decode "
+        f"{row['decode_tokens_per_s']:.2f} tokens/s, planned {told.decode_tokens_per_s:.2f} "
+        f"({apart(row['decode_tokens_per_s'], told.decode_tokens_per_s)}) · "
         f"{100 * row['bandwidth_share']:.0f} % of the bandwidth bound"
     )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown, and the shares that they would have exact."""
+    lines = [
+        "| model | on disk | peak memory | against the plan | prefill, tokens/s | | decode, tokens/s | | share of the "
+        "bandwidth bound |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    told = [foretold(row) for row in rows]
+    for row, said in zip(rows, told, strict=True):
+        planned, peak, name = row["plan"]["total_bytes"], row["peak_bytes"], row["model"]
+        cells = [name if row["quant"] == "int4" else f"{name} {row['quant']}", f"{row['disk_bytes'] / 1e9:.2f} GB"]
+        cells += [f"{peak / 1e9:.2f} GB", f"{(peak - planned) / 1e6:+.0f} MB ({apart(peak, planned)})"]
+        for what, digits in (("prefill_tokens_per_s", 1), ("decode_tokens_per_s", 2)):
+            cells += [f"{row[what]:.{digits}f}", apart(row[what], getattr(said, what))]
+        lines.append(f"| {' | '.join(cells)} | {100 * row['bandwidth_share']:.0f} % |")
+    for name in ("product_share", "read_share"):
+        found = sorted(getattr(said, name) for said in told)
+        lines.append(f"{name}: median {median(found):.2f} ({found[0]:.2f} … {found[-1]:.2f})")
+    return "\n".join(lines)
 
 
 def run(name: str, quant: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -178,6 +239,7 @@ def main() -> None:
     parser.add_argument("--decode", type=int, default=DECODE)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, help="lines of JSON, gone on with where they end")
+    parser.add_argument("--table", action="store_true", help="measure nothing, show what --out holds")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", nargs=2, metavar=("NAME", "QUANT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -189,6 +251,14 @@ def main() -> None:
             zoo.get(name)
     except GemmaryError as error:
         parser.error(str(error))
+    if options.table:
+        measured = [row for row in kept(options.out) if "left_out" not in row]
+        print(
+            table(sorted(measured, key=lambda row: SIZES.index(row["model"])))
+            if measured
+            else "no row was measured yet"
+        )
+        return
     known = {(row["model"], row["quant"]): row for row in kept(options.out) if "left_out" not in row}
     for name in options.only:
         for quant in options.quant:

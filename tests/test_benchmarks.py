@@ -194,4 +194,7 @@ def test_every_size(tmp_path: Path) -> None:
     with rows.open("a") as file:
         file.write('{"model": "gemma-3-1b-pt", "qua')  # broken off
     assert run("every_size.py", *arguments).stdout == told  # nothing is measured again
+    shown = run("every_size.py", "--table", "--out", str(rows)).stdout
+    assert shown.splitlines()[2].startswith("| gemma-3-270m | 0.23 GB |")
+    assert "read_share: median" in shown
     assert "no model is called 'gemma-9'" in run("every_size.py", "--only", "gemma-9", ok=False).stderr

@@ -69,9 +69,12 @@ def test_how_far_blocks_move_the_logits_is_told(dtype: str, least: float, tmp_pa
     assert checked.mean_kl is not None
     assert least < checked.mean_kl < 1
     assert "rounded; mean KL to the source" in str(checked)
-    _, again = convert(open_checkpoint(tmp_path / "m"), tmp_path / "m.gguf", format="gguf")
-    assert again.mean_kl is None
-    assert again.positions == 48
+    for format, target in (("gguf", "m.gguf"), ("packed", "n")):
+        _, again = convert(open_checkpoint(tmp_path / "m"), tmp_path / target, format=format)
+        assert again.mean_kl is None
+        assert again.positions == 48
+    _, layers = convert(tiny(BLOCKS), tmp_path / "c", format="compressed-tensors", dtype=dtype)
+    assert layers.mean_kl is not None
 
 
 @pytest.mark.parametrize(("dtype", "kl"), [(None, False), ("int4", True)])

@@ -37,7 +37,7 @@ from gemmary.verify import builtin_text
 
 Floats = npt.NDArray[np.float32]
 
-FOLDERS = ("safetensors", "packed", "orbax")
+FOLDERS = ("safetensors", "compressed-tensors", "packed", "orbax")
 """The formats that are folders."""
 PROMPT_TOKENS = 24
 """Of each of the prompts whose logits are compared."""

@@ -46,13 +46,13 @@ FLAGS = {
     "bench": f"MODEL {LOADING} --isa --draft --adapter --prefill --decode --repeat --profile --roofline --json",
     "embed": "MODEL --engine --threads --dtype --quant --kv-dtype TEXT --prompt --title --dimensions",
     "convert": "SRC DST --format --dtype --allow-pickle --image-size",
-    "quantize": "MODEL --out --to --embed --bits --method --text --threads",
+    "quantize": "MODEL --out --format --to --embed --bits --method --text --threads",
     "tune": f"-c MODEL DATA --out --method {LENGTHS} "
     + TRAINING.format(pictures="", adapter=ADAPTER, parallel="--tensor-parallel ", rows="--validation --test ")
     + " --chat-style --json --preview",
     "pretrain": f"CONFIG --out --text --data --held-out --validation {SHAPE} --vision {LENGTHS} "
     f"{TRAINING.format(pictures='--augment --mask-codec ', adapter='', parallel='', rows='')} --json",
-    "merge": "MODEL ADAPTER --out --format --quant --dtype --threads",
+    "merge": "MODEL ADAPTER --out --format --quant --method --text --dtype --threads",
 }
 
 

@@ -74,6 +74,23 @@ def test_calibrated(gemmary_command: Gemmary, model: Path, tmp_path: Path, text:
     assert np.abs(found - original).max() < 3 * np.abs(plain - original).max()
 
 
+def test_for_transformers(gemmary_command: Gemmary, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = gemmary_command("quantize", model, "--format", "compressed-tensors", "--out", out)
+    assert done.code == 0, done.err
+    assert "of compressed-tensors" in done.out
+    stated = json.loads((out / "quality.json").read_text())
+    assert (stated["formats"]["embed"], stated["formats"]["layers.down"]) == ("F32", "Q4_0")
+    assert (stated["bits_per_weight"]["embed"], stated["bits_per_weight"]["others"]) == (32, 4.5)
+    assert json.loads((out / "config.json").read_text())["quantization_config"]["format"] == "pack-quantized"
+    verified = gemmary_command("verify", out, "--against", model, "--json")
+    assert json.loads(verified.out)["mean_kl"] == pytest.approx(stated["measured"]["mean_kl"])
+    assert gemmary_command("convert", out, tmp_path / "q.gguf", "--dtype", "int4").code == 0
+    again = gemmary_command("convert", tmp_path / "q.gguf", tmp_path / "again", "--format", "compressed-tensors")
+    assert again.code == 0, again.err
+    assert "Q4_0 weights are written as float32" in again.err
+
+
 def test_a_mix(gemmary_command: Gemmary, model: Path, tmp_path: Path, text: Path) -> None:
     done = gemmary_command("quantize", model, "--bits", "6", "--text", text, "--out", tmp_path / "mix")
     assert done.code == 0, done.err
@@ -155,6 +172,7 @@ def test_mistakes_are_one_line(gemmary_command: Gemmary, model: Path, tmp_path: 
         (["--method", "gptq", "--text", short, *out], "the calibration text has"),
         (["--text", text, *out], "rtn reads no text"),
         (["--bits", "6", "--embed", "int8", *out], "leave --embed out"),
+        (["--format", "compressed-tensors", "--to", "Q5_0", *out], "compressed-tensors holds layers of int8 or int4"),
         (["--bits", "3", "--text", text, *out], "a mix has at least 4.5 bits"),
         (["--out", full], "already exists"),
         (["--method", "gptq", "--text", tmp_path / "none.txt", *out], "cannot read"),

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from gemmary import memory, zoo
+from gemmary.bench import Ceilings
+from gemmary.bench.measure import Spread
 from gemmary.errors import GemmaryError
 from gemmary.plan import (
     CPU,
@@ -28,9 +30,11 @@ from gemmary.plan import (
     subject,
 )
 from gemmary.plan import ceilings as remembered
+from gemmary.plan.ceilings import speed_of
 from gemmary.plan.choices import longest_context
 from gemmary.plan.make import PROCESS_BYTES
 from gemmary.plan.series import sizes
+from gemmary.plan.speed import decode_speed, prefill_speed
 
 SPEED = MachineSpeed("a processor", "avx2", 2, read=25e9, int8=400e9, float32=150e9)
 GPU = Device("cuda:0", 24 * 10**9)
@@ -210,6 +214,44 @@ def test_speeds_follow_the_ceilings() -> None:
     assert re.fullmatch(r"gemma-2-2b at int4 with 256 .* context: 1.\d\d GB, about \d\d tokens/s", told[2].line)
     assert make_plan(model).decode_tokens_per_s is None
     assert make_plan(row("embeddinggemma-300m"), speed=SPEED).decode_tokens_per_s is None
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "int8", "prefill", "decode"),
+    [
+        ("gemma-3-270m", 22.8e9, 329e9, 1044.1, 67.72),
+        ("gemma-2b", 30.2e9, 384e9, 69.9, 15.33),
+        ("paligemma2-3b-pt-448", 30.2e9, 414e9, 66.1, 14.23),
+        ("gemma-3-4b-pt", 31.7e9, 385e9, 41.3, 10.84),
+        ("gemma-2-9b", 26.7e9, 431e9, 16.4, 4.27),
+        ("paligemma2-28b-pt-224", 26.5e9, 344e9, 5.28, 1.64),
+    ],
+)
+def test_speeds_are_within_20_percent_of_what_was_measured(
+    name: str, read: float, int8: float, prefill: float, decode: float
+) -> None:
+    """Rows of docs/sizes.md, under the ceilings found beside them: a prompt of 128 tokens, and 32 decoded after it."""
+    machine = replace(SPEED, read=read, int8=int8)
+    model = subject(f"random:{name}:int4")
+    said = (
+        prefill_speed(model.config, model.formats, 128, machine),
+        decode_speed(model.config, model.formats, 288, "bfloat16", machine),
+    )
+    assert said == pytest.approx((prefill, decode), rel=0.2)
+
+
+def test_a_short_prompt_takes_as_long_as_its_weights_are_read() -> None:
+    model = row("gemma-2-9b")
+    seconds = {n: n / prefill_speed(model.config, model.formats, n, SPEED) for n in (1, 2, 256, 512)}
+    assert seconds[2] == pytest.approx(seconds[1], rel=0.01)
+    assert 1.9 < seconds[512] / seconds[256] < 2.2
+
+
+def test_ceilings_are_medians() -> None:
+    """Of looks among other work; the best or the worst of them would be no run's."""
+    looks = [Spread.of([1.0, 2.0, 9.0]), Spread.of([1.0, 3.0, 9.0]), Spread.of([1.0, 4.0, 9.0])]
+    found = speed_of(Ceilings("avx2", 2, *looks))
+    assert (found.read, found.int8, found.float32, found.isa, found.threads) == (2.0, 3.0, 4.0, "avx2", 2)
 
 
 def test_what_was_measured_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

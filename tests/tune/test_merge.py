@@ -9,17 +9,21 @@ import numpy as np
 import pytest
 
 import gemmary
+from gemmary.calibrate.quantize import quantize
 from gemmary.checkpoints import open_checkpoint, save_checkpoint
 from gemmary.checkpoints.peft import Adapter, write_adapter
 from gemmary.errors import GemmaryError
 from gemmary.quantize.lora import merged_rows
 from gemmary.tune.merge import merge
+from gemmary.verify import Limits
 from tests.checkpoints.adapters import merged, mixed_adapter
 from tests.cli.small_models import write_small
 from tests.runs import relative_error
 from tests.tiny import TINY, random_tokens
 
 KIND = "gemma2-q32"
+TEXT = "the bath tab, 日 a fact each. " * 20
+LOOSE = Limits("loose", mean_kl=10.0, top1=0.0, nll=10.0, cosine=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,21 @@ def test_quantized_once(folder: Path, tmp_path: Path, name: str, quant: str, for
     assert relative_error(gemmary.load(tmp_path / name).logits(ids), whole.logits(ids)) == 0
 
 
+@pytest.mark.parametrize("name", ["out", "out.gguf"])
+def test_calibrated(folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is rounded is the sum, and the columns that are still to come make up for it."""
+    monkeypatch.setattr("gemmary.tune.merge.INT4", LOOSE)
+    options: dict[str, Any] = {"quant": "int4", "text": TEXT}
+    done = merge(folder / "base", folder / "lora", tmp_path / name, method="gptq", **options)
+    assert (done.dtype, done.report.limits.name) == ("int4", "loose")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name]
+    merge(folder / "base", folder / "lora", tmp_path / "whole")
+    quantize(tmp_path / "whole", tmp_path / "alone", method="gptq", text=TEXT)
+    made, alone = open_checkpoint(tmp_path / name), open_checkpoint(tmp_path / "alone")
+    for matrix in ("embed", "layers.0.q", "layers.2.down"):
+        assert np.array_equal(made.lookup(matrix).dequantize(), alone.lookup(matrix).dequantize())
+
+
 def test_a_quantized_base_is_said(folder: Path, tmp_path: Path) -> None:
     done = merge(folder / "base.gguf", folder / "lora", tmp_path / "out")
     assert "stored as Q4_0: dequantized exactly, merged, and stored as bfloat16" in " ".join(done.notices)
@@ -88,6 +107,9 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
         merge(folder / "base", folder / "lora", tmp_path / "out", quant="int8", dtype="float32")
     with pytest.raises(GemmaryError, match="already exists"):
         merge(folder / "base", folder / "lora", folder)
+    for options in ({"method": "gptq"}, {"method": "best", "quant": "int4"}, {"text": TEXT, "quant": "int4"}):
+        with pytest.raises(GemmaryError, match="by rtn, which reads no text, or by gptq"):
+            merge(folder / "base", folder / "lora", tmp_path / "out", **options)  # type: ignore[arg-type]
     with pytest.raises(GemmaryError, match="not an adapter"):
         merge(folder / "base", folder / "base", tmp_path / "out")
     assert not list(tmp_path.iterdir())

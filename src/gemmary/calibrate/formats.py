@@ -18,7 +18,7 @@ from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.errors import GemmaryError
 from gemmary.quantize.blocks import BLOCK_SIZES, row_bytes
 from gemmary.quantize.grids import GRIDS
-from gemmary.quantize.leaves import Leaf, padded_columns, quantized, slices
+from gemmary.quantize.leaves import FLOATS, Leaf, padded_columns, quantized, slices
 
 FORMATS: dict[str, str] = {name: NAMES[name] for name in ("int8", "int4", *GRIDS)}
 """What a user may ask for -> the block type. All have blocks of 32, which every width of the series divides into."""
@@ -35,6 +35,8 @@ Floats = npt.NDArray[np.float32]
 
 def bits(format: str) -> float:
     """Bits of a weight, its share of the scales included."""
+    if format in FLOATS:
+        return 8 * FLOATS[format].itemsize
     size, nbytes = BLOCK_SIZES[format]
     return 8 * nbytes / size
 

@@ -1,8 +1,8 @@
 """A model's weights in blocks: rounded to nearest, or calibrated by GPTQ while a text runs through the model.
 
 Matrix by matrix the blocks go into a part folder (`parts.py`), so that no more than one of them is held at a time and a
-killed run goes on where it was; what is whole is then written as a packed folder, measured against its source, and only
-then has its name.
+killed run goes on where it was; what is whole is then written as a folder, measured against its source, and only then
+has its name.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from gemmary.calibrate.formats import FORMATS, bits_per_weight, kind_of, mixed, 
 from gemmary.calibrate.forward import run
 from gemmary.calibrate.parts import Parts, open_parts
 from gemmary.calibrate.quality import Measured, Quality
-from gemmary.checkpoints import Checkpoint, open_named
+from gemmary.checkpoints import Checkpoint, compressed, open_checkpoint, open_named
 from gemmary.checkpoints.convert import Progress
+from gemmary.checkpoints.huggingface_write import save_compressed
 from gemmary.checkpoints.json_files import write_json
 from gemmary.checkpoints.packed import save_packed
 from gemmary.checkpoints.tensors import tensors
@@ -59,6 +60,7 @@ def quantize(
     model: str | Path,
     out: str | Path,
     *,
+    format: str = "packed",
     to: str = "int4",
     method: str = "rtn",
     embed: str | None = None,
@@ -68,10 +70,11 @@ def quantize(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Quantized:
-    """Writes `model` with its matrices in blocks as the packed folder `out`, with its measured `quality.json` in it.
+    """Writes `model` with its matrices in blocks as the folder `out`, with its measured `quality.json` in it.
 
-    to: a key of `FORMATS`, for every matrix. embed: another for the embedding table, which is the head too. bits:
-    instead of both, a mix of at most so many bits a weight, chosen by what each kind of matrix was measured to cost.
+    format: "packed", or "compressed-tensors", of which the decoder's layers alone are quantized, to int8 or int4. to: a
+    key of `FORMATS`, for every matrix. embed: another for the embedding table, which is the head too. bits: instead
+    of both, a mix of at most so many bits a weight, chosen by what each kind of matrix was measured to cost.
     method: "rtn" rounds to nearest; "gptq" calibrates on `text` (None: the built-in one), whose name the report gives.
     progress: what is done, how much of it, and all of it.
 
@@ -80,14 +83,16 @@ def quantize(
     """
     told = progress or (lambda what, done, total: None)
     out = Path(out).expanduser()
-    _check(out, to, method, embed, bits)
+    _check(out, format, to, method, embed, bits)
     checkpoint = open_named(model)
     reads = method == "gptq" or bits is not None
-    ids = _ids(checkpoint, text) if reads else []
+    ids = calibration_ids(checkpoint, text) if reads else []
     if bits is not None:
         formats = mixed(checkpoint, bits, ids, partial(told, "measuring sensitivity"))
     else:
         formats = uniform(checkpoint, FORMATS[to], FORMATS[embed] if embed else None)
+    if format == compressed.METHOD:
+        formats = {t.name: formats[t.name] for t in tensors(checkpoint.config) if compressed.is_packed(t)}
     stored = tuple(sorted({checkpoint.lookup(name).format for name in formats}))
     notices = list(checkpoint.notices)
     if twice := [format for format in stored if format not in FLOATS]:
@@ -108,31 +113,42 @@ def quantize(
     with open_parts(out, job) as parts:
         if len(parts):
             notices.append(f"{len(parts)} of {len(formats)} matrices were done by an earlier run")
-        work = _Work(checkpoint, formats, parts, told)
-        if method == "gptq":
-            work.calibrate(ids)
-        work.round(formats)
-
+        result = in_blocks(checkpoint, formats, method, ids, parts, told)
         stated: list[Quality] = []
 
         def state_quality(folder: Path) -> None:
             found = quality.measure(folder, model, checkpoint, threads, told)
+            held = open_checkpoint(folder).formats()
+            held = {t.name: held[t.name] for t in tensors(checkpoint.config) if t.blocks("Q8_0")}
             stated.append(
                 Quality(
                     checkpoint.name,
                     stored,
                     method,
                     said,
-                    {kind_of(name): format for name, format in formats.items()},
-                    bits_per_weight(checkpoint, formats),
+                    {kind_of(name): format for name, format in held.items()},
+                    bits_per_weight(checkpoint, held),
                     found if isinstance(found, Measured) else None,
                     found if isinstance(found, str) else None,
                 )
             )
             write_json(folder / quality.FILE, stated[0].to_dict())
 
-        notices += save_packed(work.result(), out, None, progress, finish=state_quality)
+        save = save_packed if format == "packed" else save_compressed
+        notices += save(result, out, None, progress=progress, finish=state_quality)
     return Quantized(out, stated[0], tuple(notices))
+
+
+def in_blocks(
+    checkpoint: Checkpoint, formats: dict[str, str], method: str, ids: list[int], parts: Parts, progress: Progress
+) -> Checkpoint:
+    """The checkpoint with the matrices of `formats` in blocks, which lie in `parts`. method and ids: as `quantize` has
+    them, and `calibration_ids` gives them. Raises GemmaryError where there is no room for calibrating."""
+    work = _Work(checkpoint, formats, parts, progress)
+    if method == "gptq":
+        work.calibrate(ids)
+    work.round(formats)
+    return work.result()
 
 
 def working_bytes(checkpoint: Checkpoint, tokens: int) -> int:
@@ -161,14 +177,15 @@ class _Work:
         at the head, which is the table that the second reading begins with."""
         config = self._checkpoint.config
         layers = {name for name in self._formats if name.startswith("layers.")}
-        if layers <= self._done.keys() and "embed" in self._done:
+        has_table = "embed" in self._formats
+        if layers <= self._done.keys() and (not has_table or "embed" in self._done):
             return
         require(
             working_bytes(self._checkpoint, len(ids)), f"calibrating {self._checkpoint.name}", "choose the method rtn"
         )
-        if config.bidirectional:  # its table is no head, and is only looked up in
+        if has_table and config.bidirectional:  # its table is no head, and is only looked up in
             self.round(["embed"])
-        elif "embed" not in self._done:
+        elif has_table and "embed" not in self._done:
             hidden = run(config, self._checkpoint.lookup, ids, set(), self._arrived)
             leaf = self._checkpoint.lookup("embed")
             self._keep("embed", gptq.pieces(self._formats["embed"], leaf, gptq.curvature(hidden), TABLE_DAMPING))
@@ -207,20 +224,24 @@ class _Work:
         self._progress("quantizing", sum(self._counts[done] for done in self._done), sum(self._counts.values()))
 
 
-def _check(out: Path, to: str, method: str, embed: str | None, bits: float | None) -> None:
+def _check(out: Path, format: str, to: str, method: str, embed: str | None, bits: float | None) -> None:
     for asked in (to, *([embed] if embed else [])):
         if asked not in FORMATS:
             raise GemmaryError(f"matrices cannot be quantized to {asked!r}: choose {', '.join(FORMATS)}")
     if method not in METHODS:
         raise GemmaryError(f"no method is called {method!r}: choose {' or '.join(METHODS)}")
+    if format not in ("packed", compressed.METHOD):
+        raise GemmaryError(f"no folder is called {format!r}: choose packed or {compressed.METHOD}")
+    if format == compressed.METHOD and (FORMATS[to] not in compressed.BITS or embed is not None or bits is not None):
+        raise GemmaryError(f"{compressed.METHOD} holds layers of int8 or int4, and the embedding table as it was")
     if bits is not None and embed is not None:
         raise GemmaryError("--bits chooses the format of the embedding table too: leave --embed out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise GemmaryError(f"{out} already exists: choose another name or remove it")
 
 
-def _ids(checkpoint: Checkpoint, text: str | None) -> list[int]:
-    """The calibration text's tokens. Raises GemmaryError where there are too few."""
+def calibration_ids(checkpoint: Checkpoint, text: str | None) -> list[int]:
+    """The calibration text's tokens (None: of the built-in one). Raises GemmaryError where there are too few."""
     if checkpoint.tokenizer is None:
         raise GemmaryError(f"{checkpoint.name} has no tokenizer to read a calibration text with")
     ids = checkpoint.tokenizer.encode(calibration_text() if text is None else text, bos=True)

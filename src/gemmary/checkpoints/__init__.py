@@ -88,11 +88,11 @@ def save_checkpoint(
 ) -> list[str]:
     """Writes a model; returns lines that a user should be told. Nothing is ever half-written.
 
-    format: "safetensors" (a Hugging Face folder), "packed" (a folder that the native engine maps as it is; neither may
-    exist, unless empty), "orbax" (such a folder, in DeepMind's layout), "gguf" or "big_vision" (one `.gguf` or `.npz`
-    file, which is replaced).
+    format: "safetensors" (a Hugging Face folder), "compressed-tensors" (one with quantized layers), "packed" (a folder
+    that the native engine maps as it is), "orbax" (one in DeepMind's layout; none of these may exist, unless empty),
+    "gguf" or "big_vision" (one `.gguf` or `.npz` file, which is replaced).
     dtype: None = as stored; "float32", "bfloat16", "float16"; for GGUF and packed also "Q8_0" or "int8", "Q4_0" or
-    "int4".
+    "int4"; for compressed-tensors these only, of the layers' matrices.
     shard_bytes: the largest file of a folder (5 GB). progress: what, bytes done, bytes in all. Raises GemmaryError.
     """
     from gemmary.checkpoints.convert import NAMES
@@ -111,6 +111,10 @@ def save_checkpoint(
         from gemmary.checkpoints.huggingface_write import SHARD_BYTES, save_folder
 
         return save_folder(source, path, stored, shard_bytes or SHARD_BYTES, progress)
+    if format == "compressed-tensors":
+        from gemmary.checkpoints.huggingface_write import SHARD_BYTES, save_compressed
+
+        return save_compressed(source, path, stored, shard_bytes or SHARD_BYTES, progress)
     if format == "packed":
         from gemmary.checkpoints.packed import save_packed
 
@@ -123,4 +127,5 @@ def save_checkpoint(
         from gemmary.checkpoints.orbax_write import save_orbax
 
         return save_orbax(source, path, stored, progress)
-    raise GemmaryError(f"no format is called {format!r}: choose safetensors, gguf, packed, big_vision or orbax")
+    known = "safetensors, compressed-tensors, gguf, packed, big_vision or orbax"
+    raise GemmaryError(f"no format is called {format!r}: choose {known}")

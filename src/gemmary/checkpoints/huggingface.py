@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gemmary.checkpoints import compressed
 from gemmary.checkpoints.checkpoint import Checkpoint
 from gemmary.checkpoints.config_json import paligemma_as_stored, read_config
 from gemmary.checkpoints.json_files import read_json
@@ -52,12 +53,17 @@ def open_folder(path: Path, name: str | None = None) -> Checkpoint:
     stored = _open_files(path)
     prefix = _find_prefix(path, stored)
     table = [t for t in tensors(config) if not t.is_pooled_dense]
-    names = {_prefix_of(t, prefix, stored) + t.hugging_face: t for t in table}
+    every = {_prefix_of(t, prefix, stored) + t.hugging_face: t for t in table}
+    packed: dict[str, Tensor] = {}
+    if compressed.check_config(data):
+        packed = {n: t for n, t in every.items() if n not in stored and compressed.is_packed(t)}
+    names = {n: t for n, t in every.items() if n not in packed}
     biases = {bias_name(n): t for n, t in names.items() if t.bias}
-    missing = [n for n in (*names, *biases) if n not in stored]
+    expected = dict.fromkeys([*names, *biases, *(part for n in packed for part in compressed.parts_of(n))])
+    missing = [n for n in expected if n not in stored]
     if missing:
         raise GemmaryError(f"{path} lacks {_some(missing)}")
-    unknown = sorted(n for n in stored if n not in names and n not in biases and n not in HEADS)
+    unknown = sorted(n for n in stored if n not in expected and n not in HEADS)
     if unknown:
         raise GemmaryError(f"{path} holds {_some(unknown)}, which this model does not have")
     for stored_name, tensor in names.items():
@@ -68,9 +74,12 @@ def open_folder(path: Path, name: str | None = None) -> Checkpoint:
     if any(stored[n].entries[n].dtype == "F16" for n in names):
         notices.append("weights stored as float16 are computed in bfloat16 or float32: Gemma overflows float16")
 
-    found: dict[str, Callable[[], Leaf]] = {
-        t.name: partial(_affine, stored, n, t) if t.bias else partial(_leaf, stored[n], n, t) for n, t in names.items()
-    }
+    found: dict[str, Callable[[], Leaf]] = {}
+    for n, t in every.items():
+        if n in packed:
+            found[t.name] = partial(_itself, compressed.open_leaf(path, stored, n, t))
+        else:
+            found[t.name] = partial(_affine, stored, n, t) if t.bias else partial(_leaf, stored[n], n, t)
     found |= {t.name: partial(_leaf, pooling[t.name], "linear.weight", t) for t in tensors(config) if t.name in pooling}
     return Checkpoint(
         path, "safetensors", config, name or path.resolve().name, found, partial(open_tokenizer, path),
@@ -109,6 +118,10 @@ def _leaf(file: SafetensorsFile, stored_name: str, tensor: Tensor) -> Leaf:
     if tensor.is_norm:
         return Dense(array.astype(np.float32))
     return Dense(array.T if tensor.transposed else array[: tensor.shape[0]].reshape(tensor.shape))
+
+
+def _itself(leaf: Leaf) -> Leaf:
+    return leaf
 
 
 def _affine(stored: Stored, stored_name: str, tensor: Tensor) -> Leaf:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemmary.checkpoints import safetensors
+import numpy as np
+import numpy.typing as npt
+
+from gemmary.checkpoints import compressed, safetensors
 from gemmary.checkpoints.checkpoint import MASK_CODEC, Source
 from gemmary.checkpoints.config_json import write_config
-from gemmary.checkpoints.convert import Meter, Progress, stored_bytes
+from gemmary.checkpoints.convert import Meter, Progress
 from gemmary.checkpoints.json_files import write_json
 from gemmary.checkpoints.pooling import write_pooling
 from gemmary.checkpoints.tensors import Tensor, bias_name, hub_name, tensors
-from gemmary.config import Config, VisionConfig
+from gemmary.config import VisionConfig
 from gemmary.errors import GemmaryError
 from gemmary.files import HashingFile, atomic_folder
-from gemmary.quantize.leaves import FLOATS, Affine, Dense, Leaf, transposed
+from gemmary.quantize.blocks import row_bytes
+from gemmary.quantize.leaves import FLOATS, Affine, Dense, transposed
 from gemmary.quantize.pieces import pieces
 
 SHARD_BYTES = 5_000_000_000
@@ -31,15 +35,13 @@ class _Part:
     """One tensor of a file."""
 
     name: str
+    dtype: str
     shape: tuple[int, ...]
-    tensor: Tensor
-    is_bias: bool = False
+    data: Callable[[], Iterator[npt.NDArray[Any]]]
 
-    def leaf(self, source: Source) -> Leaf:
-        leaf = source.lookup(self.tensor.name)
-        if self.tensor.transposed:
-            return transposed(leaf)
-        return Dense(leaf.bias) if self.is_bias and isinstance(leaf, Affine) else leaf
+    @property
+    def nbytes(self) -> int:
+        return safetensors.tensor_bytes(self.dtype, self.shape)
 
 
 def save_folder(
@@ -48,48 +50,105 @@ def save_folder(
     format: str | None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
+    *,
+    layers: str | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> list[str]:
     """Writes the folder `path`, atomically, with SHA256SUMS in it. format: F32, BF16, F16, or None: as stored.
 
-    Every weight is written in one format. Quantized weights are dequantized (None: to F32, which holds them exactly).
+    layers: Q4_0 or Q8_0, which the decoder's layers are written in as compressed-tensors has them (`compressed.py`);
+    None: every weight is written in one format. Other quantized weights are dequantized (None: to F32, which holds them
+    exactly). finish: called with the folder when all else is in it, before it has its name; may add files.
+
     Returns what a user should be told. Raises GemmaryError where the folder holds something, or the disk refuses.
     """
     if format is not None and format not in FLOATS:
         raise GemmaryError(f"a Hugging Face folder is written as {', '.join(_TORCH_NAMES.values())}, not {format}")
     config = source.config
-    table = tensors(config)
-    format, notices = _choose(source, table, format)
-    dense = [t for t in table if t.is_pooled_dense]
-    parts = list(_parts(config, (t for t in table if not t.is_pooled_dense)))
-    meter = Meter(sum(stored_bytes(format, part.shape) for part in (*parts, *_parts(config, dense))), progress)
+    packed = [t for t in tensors(config) if layers and compressed.is_packed(t)]
+    format, notices = _choose(source, [t for t in tensors(config) if t not in packed], format)
+    parts: dict[bool, list[_Part]] = {False: [], True: []}
+    for tensor in tensors(config):
+        made = _packed(source, tensor, layers) if layers and tensor in packed else _dense(source, tensor, format)
+        parts[tensor.is_pooled_dense] += made
+    meter = Meter(sum(part.nbytes for part in (*parts[False], *parts[True])), progress)
     with atomic_folder(path) as folder:
-        write_around(source, folder, _TORCH_NAMES[format], notices)
-        _write_weights(source, folder, parts, format, shard_bytes, meter)
+        said = compressed.quantization_config(layers) if layers else None
+        write_around(source, folder, _TORCH_NAMES[format], notices, said)
+        _write_weights(folder, parts[False], shard_bytes, meter)
         if config.bidirectional:
             write_pooling(folder, config)
-            for part in _parts(config, dense):
-                place = part.tensor.hugging_face.partition("/")[0]
-                _write_file(source, folder / place / "model.safetensors", [part], format, meter)
+            for tensor, part in zip((t for t in tensors(config) if t.is_pooled_dense), parts[True], strict=True):
+                _write_file(folder / tensor.hugging_face.partition("/")[0] / "model.safetensors", [part], meter)
+        if finish is not None:
+            finish(folder)
     return notices
 
 
-def _parts(config: Config, table: Iterable[Tensor]) -> Iterator[_Part]:
-    """The tensors of the files, each bias after its weight."""
-    for tensor in table:
-        name = hub_name(config, tensor)
-        edge = config.vision.patch_size if config.vision else 0
-        shape = tensor.shape[::-1] if tensor.transposed else tensor.shape
-        is_patch = tensor.name == "vision.patch"  # a convolution in files
-        yield _Part(name, (tensor.shape[0], 3, edge, edge) if is_patch else shape, tensor)
-        if tensor.bias:
-            yield _Part(bias_name(name), tensor.shape[:1], tensor, is_bias=True)
+def save_compressed(
+    source: Source,
+    path: Path,
+    layers: str | None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress | None = None,
+    finish: Callable[[Path], None] | None = None,
+) -> list[str]:
+    """A folder whose layers are quantized, which transformers loads with compressed-tensors. layers: Q4_0, Q8_0, or
+    None: as stored. As `save_folder` beyond that."""
+    packed = [tensor for tensor in tensors(source.config) if compressed.is_packed(tensor)]
+    formats = [layers] if layers else sorted({source.lookup(tensor.name).format for tensor in packed})
+    if len(formats) != 1 or formats[0] not in compressed.BITS:
+        raise GemmaryError(
+            f"{compressed.METHOD} holds layers of int8 or int4, not of {', '.join(formats)}: choose one of them"
+        )
+    return save_folder(source, path, None, shard_bytes, progress, layers=formats[0], finish=finish)
 
 
-def write_around(source: Source, folder: Path, dtype: str, notices: list[str]) -> None:
+def _dense(source: Source, tensor: Tensor, format: str) -> Iterator[_Part]:
+    """A tensor, and its bias after it."""
+    name, vision = hub_name(source.config, tensor), source.config.vision
+    shape = tensor.shape[::-1] if tensor.transposed else tensor.shape
+    if tensor.name == "vision.patch" and vision is not None:  # a convolution in files
+        shape = (tensor.shape[0], 3, vision.patch_size, vision.patch_size)
+
+    def weight() -> Iterator[npt.NDArray[Any]]:
+        leaf = source.lookup(tensor.name)
+        return pieces(transposed(leaf) if tensor.transposed else leaf, format)
+
+    def bias() -> Iterator[npt.NDArray[Any]]:
+        leaf = source.lookup(tensor.name)
+        assert isinstance(leaf, Affine)
+        return pieces(Dense(leaf.bias), format)
+
+    yield _Part(name, format, shape, weight)
+    if tensor.bias:
+        yield _Part(bias_name(name), format, tensor.shape[:1], bias)
+
+
+def _packed(source: Source, tensor: Tensor, format: str) -> Iterator[_Part]:
+    """A matrix as compressed-tensors has it. Raises GemmaryError where its rows do not divide into blocks."""
+    rows, columns = tensor.shape
+    try:
+        row_bytes(format, columns)
+    except GemmaryError as error:
+        raise GemmaryError(f"{source.name} cannot be written so: in {tensor.name} {error}") from None
+    codes, scales, shape = compressed.parts_of(hub_name(source.config, tensor))
+    bits, groups = compressed.BITS[format], columns // compressed.GROUP
+    yield _Part(
+        codes, "I32", (rows, columns * bits // 32), lambda: compressed.words(source.lookup(tensor.name), format)
+    )
+    yield _Part(scales, "F16", (rows, groups), lambda: compressed.scales(source.lookup(tensor.name), format))
+    yield _Part(shape, "I64", (2,), lambda: iter([np.array(tensor.shape, dtype="<i8")]))
+
+
+def write_around(
+    source: Source, folder: Path, dtype: str, notices: list[str], quantization: dict[str, Any] | None = None
+) -> None:
     """What a folder holds beside its weights: config.json, the tokenizer's files, how pictures are prepared, the chat
-    template, a mask codec."""
+    template, a mask codec. quantization: what config.json says of it."""
     eos_ids = _eos_ids(source)
-    write_json(folder / "config.json", write_config(source.config, dtype, eos_ids))
+    said = {} if quantization is None else {"quantization_config": quantization}
+    write_json(folder / "config.json", write_config(source.config, dtype, eos_ids) | said)
     if not source.config.bidirectional:
         write_json(folder / "generation_config.json", _generation_config(source, eos_ids))
     if source.tokenizer is None:
@@ -121,7 +180,7 @@ def _preprocessor_config(vision: VisionConfig) -> dict[str, Any]:
     }
 
 
-def _choose(source: Source, table: tuple[Tensor, ...], asked: str | None) -> tuple[str, list[str]]:
+def _choose(source: Source, table: Sequence[Tensor], asked: str | None) -> tuple[str, list[str]]:
     formats = {source.lookup(t.name).format for t in table if not t.is_norm}
     quantized = sorted(formats - FLOATS.keys())
     format = asked or (formats.pop() if len(formats) == 1 and not quantized else "F32")
@@ -130,38 +189,34 @@ def _choose(source: Source, table: tuple[Tensor, ...], asked: str | None) -> tup
     return format, [f"{', '.join(quantized)} weights are written as {_TORCH_NAMES[format]}: the format has no blocks"]
 
 
-def _write_weights(
-    source: Source, folder: Path, parts: list[_Part], format: str, shard_bytes: int, meter: Meter
-) -> None:
+def _write_weights(folder: Path, parts: list[_Part], shard_bytes: int, meter: Meter) -> None:
     shards: list[list[_Part]] = [[]]
     room = shard_bytes
     for part in parts:
-        size = stored_bytes(format, part.shape)
-        if size > room and shards[-1]:
+        if part.nbytes > room and shards[-1]:
             shards.append([])
             room = shard_bytes
         shards[-1].append(part)
-        room -= size
+        room -= part.nbytes
     if len(shards) == 1:
-        _write_file(source, folder / "model.safetensors", shards[0], format, meter)
+        _write_file(folder / "model.safetensors", shards[0], meter)
         return
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(source, folder / name, shard, format, meter)
+        _write_file(folder / name, shard, meter)
         places |= {part.name: name for part in shard}
-    total = sum(stored_bytes(format, part.shape) for part in parts)
+    total = sum(part.nbytes for part in parts)
     parameters = sum(math.prod(part.shape) for part in parts)
     index: dict[str, Any] = {"metadata": {"total_parameters": parameters, "total_size": total}, "weight_map": places}
     write_json(folder / "model.safetensors.index.json", index)
 
 
-def _write_file(source: Source, path: Path, parts: list[_Part], format: str, meter: Meter) -> None:
+def _write_file(path: Path, parts: list[_Part], meter: Meter) -> None:
     """A file inside a folder that is itself made atomic, so this one need not be."""
     with open(path, "wb") as file:
-        rows = [(part.name, format, part.shape) for part in parts]
-        data = (meter.watch(pieces(part.leaf(source), format)) for part in parts)
-        safetensors.write(HashingFile(file), rows, data)
+        rows = [(part.name, part.dtype, part.shape) for part in parts]
+        safetensors.write(HashingFile(file), rows, (meter.watch(part.data()) for part in parts))
 
 
 def _eos_ids(source: Source) -> list[int]:

@@ -106,9 +106,14 @@ def _entry(name: str, item: Any, base: int) -> Entry:
         raise GemmaryError(f"tensor {show(name)} has an unknown dtype")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(shape) > 8 or len(offsets) != 2:
         raise GemmaryError(f"tensor {show(name)} has a malformed shape or offset")
-    if offsets[1] - offsets[0] != prod(shape) * _BITS[dtype] // 8:
+    if offsets[1] - offsets[0] != tensor_bytes(dtype, shape):
         raise GemmaryError(f"tensor {show(name)} does not have the bytes that its shape needs")
     return Entry(dtype, tuple(shape), base + offsets[0], base + offsets[1])
+
+
+def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor in a file."""
+    return prod(shape) * _BITS[dtype] // 8
 
 
 def _are_sizes(value: Any) -> bool:
@@ -162,7 +167,7 @@ def layout(tensors: Plan, metadata: dict[str, str] | None = None) -> tuple[bytes
     header: dict[str, Any] = {"__metadata__": {"format": "pt"} if metadata is None else metadata}
     end = 0
     for name, dtype, shape in tensors:
-        begin, end = end, end + prod(shape) * _BITS[dtype] // 8
+        begin, end = end, end + tensor_bytes(dtype, shape)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % 64)

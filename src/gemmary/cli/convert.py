@@ -11,9 +11,10 @@ from gemmary.cli import console, parser
 from gemmary.memory import size
 
 DTYPES = ("float32", "bfloat16", "float16", "int8", "int4")
-
+CHOICES = ("safetensors", "compressed-tensors", "gguf", "packed", "big_vision", "orbax")
 FORMATS = (
-    "safetensors: a Hugging Face folder (default); gguf: for llama.cpp and its kin (default for a .gguf file); packed: "
+    "safetensors: a Hugging Face folder (default); compressed-tensors: one with its layers in int8 or int4, which "
+    "transformers loads; gguf: for llama.cpp and its kin (default for a .gguf file); packed: "
     "a folder for the native engine, which maps it into memory as it is, with nothing to read or copy at loading; "
     "big_vision: PaliGemma's original layout (default for a .npz file); orbax: DeepMind's layout of Gemma 1, 2 and 3"
 )
@@ -27,9 +28,11 @@ def add(commands: Any) -> None:
     command = parser.command(commands, "convert", run, "write a model in another format", details)
     command.add_argument("source", metavar="SRC", help=parser.MODEL_HELP)
     command.add_argument("target", metavar="DST", help="a new folder, or a .gguf or .npz file (which is replaced)")
-    command.add_argument("--format", choices=("safetensors", "gguf", "packed", "big_vision", "orbax"), help=FORMATS)
+    command.add_argument("--format", choices=CHOICES, help=FORMATS)
     command.add_argument(
-        "--dtype", choices=DTYPES, help="of the weights (default: as stored); int8 and int4: gguf and packed only"
+        "--dtype",
+        choices=DTYPES,
+        help="of the weights (default: as stored); int8 and int4: gguf, packed, compressed-tensors",
     )
     command.add_argument(
         "--allow-pickle",

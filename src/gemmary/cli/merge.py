@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from gemmary.cli import console, parser, verify
+from gemmary.cli.quantize import METHOD_HELP, TEXT_HELP
 from gemmary.memory import size
 
 FORMATS = (
@@ -27,6 +28,8 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--format", choices=("safetensors", "packed", "gguf"), help=FORMATS)
     command.add_argument("--quant", choices=parser.QUANTS, help="quantize the merged weights (packed and gguf)")
+    command.add_argument("--method", choices=("rtn", "gptq"), default="rtn", help=METHOD_HELP)
+    command.add_argument("--text", metavar="FILE", help=TEXT_HELP)
     command.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -46,6 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
             format=arguments.format,
             dtype=arguments.dtype,
             quant=arguments.quant,
+            method=arguments.method,
+            text=verify.read_text(arguments.text) if arguments.text else None,
             threads=arguments.threads,
             progress=progress,
         )

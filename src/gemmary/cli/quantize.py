@@ -15,16 +15,22 @@ METHOD_HELP = (
     "rtn: each weight to the nearest (default); gptq: calibrated, nearer to the original at the same size: a text runs "
     "through the model and each matrix's errors are made up for by its other weights"
 )
+TEXT_HELP = "calibrate on this text (default: a built-in one)"
 
 
 def add(commands: Any) -> None:
     details = (
-        "DIR is a packed folder, which the native engine maps as it is; `gemmary convert` makes GGUF of it. It holds "
-        "its own quality.json, measured against MODEL, which `gemmary show` prints. A killed run goes on where it was."
+        "DIR is a packed folder, which the native engine maps as it is and `gemmary convert` makes GGUF of; or, with "
+        "--format compressed-tensors, a folder that transformers loads, of layers in int8 or int4 and all else "
+        "as it was. It holds its own quality.json, measured against MODEL, which `gemmary show` prints. A killed run "
+        "goes on where it was."
     )
     command = parser.command(commands, "quantize", run, "write a model in fewer bits, and measure it", details)
     command.add_argument("model", metavar="MODEL", help=parser.MODEL_HELP)
     command.add_argument("--out", metavar="DIR", required=True, help="a new folder")
+    command.add_argument(
+        "--format", choices=("packed", "compressed-tensors"), default="packed", help="of DIR (default: packed)"
+    )
     command.add_argument("--to", choices=FORMATS, default="int4", help="of every matrix (default: int4, which is Q4_0)")
     command.add_argument("--embed", choices=FORMATS, help="of the embedding table, the head too (default: as --to)")
     command.add_argument(
@@ -34,7 +40,7 @@ def add(commands: Any) -> None:
         help="instead of --to: a mix of at most X bits a weight, finest where rounding was measured to cost most",
     )
     command.add_argument("--method", choices=("rtn", "gptq"), default="rtn", help=METHOD_HELP)
-    command.add_argument("--text", metavar="FILE", help="calibrate on this text (default: a built-in one)")
+    command.add_argument("--text", metavar="FILE", help=TEXT_HELP)
     command.add_argument("--threads", type=parser.count, metavar="N", help="threads (default: one for each core)")
 
 
@@ -48,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         done = quantize(
             arguments.model,
             arguments.out,
+            format=arguments.format,
             to=arguments.to,
             method=arguments.method,
             embed=arguments.embed,
@@ -60,7 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
     for notice in done.notices:
         console.note(f"note: {notice}")
     console.facts(lines(done.quality.to_dict()))
-    print(f"{done.path}: {size(sum(file.stat().st_size for file in done.path.rglob('*') if file.is_file()))} of packed")
+    written = sum(file.stat().st_size for file in done.path.rglob("*") if file.is_file())
+    print(f"{done.path}: {size(written)} of {arguments.format}")
 
 
 def _bits(text: str) -> float:

@@ -37,14 +37,12 @@ class MachineSpeed:
 
 
 def speed_of(ceilings: Ceilings) -> MachineSpeed:
-    """The medians of many looks at this machine."""
-    return _speed(ceilings, ceilings.read.median, ceilings.int8.median, ceilings.float32.median)
-
-
-def _speed(ceilings: Ceilings, read: float, int8: float, float32: float) -> MachineSpeed:
+    """The medians of several looks at this machine: what a run among its other work can count on. The shares of
+    `speed.py` are of them."""
     from gemmary.bench import processor_name
 
-    return MachineSpeed(processor_name(), ceilings.isa, ceilings.threads, read, int8, float32)
+    medians = ceilings.read.median, ceilings.int8.median, ceilings.float32.median
+    return MachineSpeed(processor_name(), ceilings.isa, ceilings.threads, *medians)
 
 
 def remembered_speed(threads: int) -> MachineSpeed | None:
@@ -64,7 +62,7 @@ def remember(speed: MachineSpeed) -> None:
 
 
 def measure_speed(threads: int, progress: Callable[[str, int, int], None] | None = None) -> MachineSpeed:
-    """A look of about a second at the machine, remembered: the best of a few, since other work may come between.
+    """A look of about a second at the machine, remembered.
 
     Raises GemmaryError where memory has no room for it.
     """
@@ -76,8 +74,7 @@ def measure_speed(threads: int, progress: Callable[[str, int, int], None] | None
         looks.at_arithmetic(LOOK_SECONDS)
         if progress:
             progress("measuring the machine", number + 1, LOOKS)
-    found = looks.ceilings()
-    speed = _speed(found, found.read.max, found.int8.max, found.float32.max)
+    speed = speed_of(looks.ceilings())
     remember(speed)
     return speed
 

@@ -1,49 +1,80 @@
 """Tokens a second from the machine's ceilings and the least that a token has to move and to compute.
 
-The three shares below are how near the native engine comes to the ceilings, as measured (docs/performance.md: the 2B in
-4 bits reads 91 % of the probe when it decodes, the starter 78 %, and what tells them apart is a cost for each layer).
+A time is what a ceiling bounds, over the share of the ceiling that the native engine reaches, and the rest, which does
+not go with it. Two shares are fitted on the rows of `benchmarks/every_size.py` (docs/sizes.md): each is the median over
+the rows of what would make a row's time exact. What a layer costs tells the starter's 78 % of the bandwidth apart from
+the 2B's 91 %, and attention's share is that of the profiles (docs/performance.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from gemmary.checkpoints.tensors import tensors
 from gemmary.config import Config
 from gemmary.plan.ceilings import MachineSpeed
 from gemmary.quantize.blocks import BLOCK_SIZES
 
-READ_SHARE = 0.92
-PRODUCT_SHARE = 0.57
+READ_SHARE = 0.84
+"""Of the bandwidth, when a token is decoded."""
+PRODUCT_SHARE = 0.7
 """Of the peak of integer or float products, in a prompt."""
 ATTENTION_SHARE = 0.5
+"""Of the peak of float products."""
 LAYER_SECONDS = 150e-6
-"""Of a decoded token: norms, rope, and waiting for one another between products."""
+"""Of a step: norms, rope, and waiting for one another between products."""
+
+
+class Seconds(NamedTuple):
+    """What a step takes: `bound` at the ceiling, which is divided by a share, and `rest`."""
+
+    bound: float
+    rest: float
 
 
 def decode_speed(config: Config, formats: Mapping[str, str], context: int, kv_dtype: str, speed: MachineSpeed) -> float:
-    """Tokens a second of one sequence, the context half full: every weight is read once, and every key in sight."""
-    from gemmary.engines.native_memory import cache_bytes, packed_bytes
+    """Tokens a second of one sequence, the context half full."""
+    bound, rest = decode_seconds(config, formats, max(1, context // 2), kv_dtype, speed)
+    return 1 / (bound / READ_SHARE + rest)
 
-    read = sum(packed_bytes(tensor, formats[tensor.name]) for tensor in tensors(config) if not _is_tower(tensor.name))
-    read += cache_bytes(config, max(1, context // 2), kv_dtype)
+
+def decode_seconds(
+    config: Config, formats: Mapping[str, str], before: int, kv_dtype: str, speed: MachineSpeed
+) -> Seconds:
+    """Of a token after so many: every weight is read once, and every key in sight."""
+    from gemmary.engines.native_memory import cache_bytes
+
+    read = _read_bytes(config, formats) + cache_bytes(config, before, kv_dtype)
     int8, floats = _operations(config, formats, with_head=True)
     arithmetic = int8 / speed.int8 + floats / speed.float32
-    seconds = max(read / speed.read, arithmetic) / READ_SHARE + config.num_layers * LAYER_SECONDS
-    return 1 / seconds
+    return Seconds(max(read / speed.read, arithmetic), config.num_layers * LAYER_SECONDS)
 
 
 def prefill_speed(config: Config, formats: Mapping[str, str], tokens: int, speed: MachineSpeed) -> float:
-    """Tokens a second of a prompt of so many, read in one step; only the last one goes through the head."""
+    """Tokens a second of a prompt of so many, read in one step. A short one takes as long as its weights are read."""
+    products, rest = prefill_seconds(config, formats, tokens, speed)
+    read = _read_bytes(config, formats, with_head=False) / speed.read
+    return tokens / (max(products / PRODUCT_SHARE, read / READ_SHARE) + rest)
+
+
+def prefill_seconds(config: Config, formats: Mapping[str, str], tokens: int, speed: MachineSpeed) -> Seconds:
+    """Of a prompt: the layers' products are what is bound; attention, the layers' costs and the one row that goes
+    through the head are the rest."""
+    int8, floats = _operations(config, formats, with_head=False)
+    products = tokens * (int8 / speed.int8 + floats / speed.float32)
+    seen = sum(min(tokens / 2, config.window(kind) or tokens) for kind in config.layer_types)
+    attention = tokens * 4 * config.query_size * seen / speed.float32 / ATTENTION_SHARE
+    head = 0 if config.bidirectional else _read_bytes(config, formats) - _read_bytes(config, formats, with_head=False)
+    return Seconds(products, attention + head / speed.read / READ_SHARE + config.num_layers * LAYER_SECONDS)
+
+
+def _read_bytes(config: Config, formats: Mapping[str, str], *, with_head: bool = True) -> int:
+    """Of the packed weights that a step reads."""
     from gemmary.engines.native_memory import packed_bytes
 
-    int8, floats = _operations(config, formats, with_head=False)
-    seen = sum(min(tokens / 2, config.window(kind) or tokens) for kind in config.layer_types)
-    attention = 4 * config.query_size * seen
-    each = (int8 / speed.int8 + floats / speed.float32) / PRODUCT_SHARE + attention / speed.float32 / ATTENTION_SHARE
-    read = sum(packed_bytes(tensor, formats[tensor.name]) for tensor in tensors(config) if not _is_tower(tensor.name))
-    seconds = max(tokens * each, read / speed.read / READ_SHARE) + config.num_layers * LAYER_SECONDS
-    return tokens / seconds
+    read = [t for t in tensors(config) if not _is_tower(t.name) and (with_head or t.name != "embed")]
+    return sum(packed_bytes(tensor, formats[tensor.name]) for tensor in read)
 
 
 def _operations(config: Config, formats: Mapping[str, str], *, with_head: bool) -> tuple[int, int]:

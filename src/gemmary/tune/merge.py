@@ -19,6 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmary.api import GemmaryWarning, load
+from gemmary.calibrate.formats import FORMATS as CALIBRATED
+from gemmary.calibrate.formats import uniform
+from gemmary.calibrate.parts import open_parts
+from gemmary.calibrate.quantize import METHODS, calibration_ids, in_blocks
 from gemmary.checkpoints import Checkpoint, open_named, save_checkpoint
 from gemmary.checkpoints.convert import Progress
 from gemmary.checkpoints.peft import read_adapter
@@ -83,6 +87,8 @@ def merge(
     format: str | None = None,
     dtype: str | None = None,
     quant: str | None = None,
+    method: str = "rtn",
+    text: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> MergeResult:
@@ -90,7 +96,8 @@ def merge(
 
     format: "safetensors" (a Hugging Face folder), "packed" (a folder for the native engine) or "gguf"; None: "gguf" for
     a name that ends so, "packed" where `quant` is given, else "safetensors". quant: "int8" or "int4" quantizes the
-    merged weights (packed and gguf). dtype: of those that are not, "float32", "bfloat16" or "float16"; None: as the
+    merged weights (packed and gguf); method: to nearest ("rtn"), or calibrated ("gptq") on `text` (None: the built-in
+    one), as `gemmary.calibrate` does it. dtype: of those that are not, "float32", "bfloat16" or "float16"; None: as the
     model's are stored, "bfloat16" where they are quantized. progress: what, how much of it is done, and all of it.
 
     Raises GemmaryError, with nothing left behind, where something does not fit, the disk refuses, or the merged model
@@ -101,6 +108,8 @@ def merge(
     if quant is not None and (dtype is not None or format == "safetensors"):
         why = "dtype says otherwise" if dtype else "a Hugging Face folder has no blocks, choose packed or gguf"
         raise GemmaryError(f"the merged weights cannot be stored as {quant}: {why}")
+    if method not in METHODS or (method == "gptq" and quant is None) or (method == "rtn" and text is not None):
+        raise GemmaryError("weights are quantized by rtn, which reads no text, or by gptq: give quant with it")
     if out.exists() and (out.is_file() != (format == "gguf") or (out.is_dir() and any(out.iterdir()))):
         raise GemmaryError(f"{out} already exists: choose another name or remove it")
     checkpoint = open_named(model)
@@ -113,12 +122,18 @@ def merge(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp") as folder:
             staged = Path(folder) / out.name
-            notices += save_checkpoint(source, staged, format=format, dtype=stored, progress=progress)
+            if quant is not None and method == "gptq":
+                formats, ids = uniform(source, CALIBRATED[quant]), calibration_ids(source, text)
+                with open_parts(staged, {}) as parts:
+                    made = in_blocks(source, formats, method, ids, parts, progress or (lambda what, done, total: None))
+                    notices += save_checkpoint(made, staged, format=format, progress=progress)
+            else:
+                notices += save_checkpoint(source, staged, format=format, dtype=stored, progress=progress)
             # What the base lost by its own format is lost on both sides: only the one that is written excuses anything.
             limits = INT4 if quant == "int4" else SAME if quant is None and held in FLOATS else INT8
             report = _compare(model, adapter, staged, limits, threads, progress)
             if not report.passed:
-                advice = ": try int8" if quant == "int4" else ""
+                advice = f": try {'int8' if method == 'gptq' else 'gptq, or int8'}" if quant == "int4" else ""
                 raise GemmaryError(
                     f"the merged model is not base and adapter: {'; '.join(report.failures)} ({limits.name}); "
                     f"nothing was written{advice}"
