@@ -103,6 +103,7 @@ TOOLS = {
     "bench",
     "calibrate",
     "cli",
+    "conversion",
     "drafting",
     "embedding",
     "scores",
@@ -240,8 +241,10 @@ def test_nothing_of_ours_unpickles() -> None:
             assert {name.split(".")[0] for name in names} & UNSAFE == set(), path
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert ast.unparse(node.value) == "False", path
-            if isinstance(node, ast.Attribute):
-                assert ast.unparse(node) != "torch.load", path
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load":
+                assert path.name == "unpickle.py", path  # a process of its own, where that was asked for
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert "weights_only=True" in ast.unparse(node), path
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "np.load":
                 assert "allow_pickle" in {keyword.arg for keyword in node.keywords}, path
 

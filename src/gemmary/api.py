@@ -106,6 +106,12 @@ def random_model(
     return _loaded(checkpoint, engine, None, context, None, options)
 
 
+def load_checkpoint(checkpoint: Checkpoint, *, engine: str = "native", context: int | None = None) -> Model:
+    """A model of an opened checkpoint, as it is stored. Raises GemmaryError as `load` does."""
+    options: dict[str, Any] = {"threads": None, "dtype": None, "kv_dtype": "auto", "isa": None}
+    return _loaded(checkpoint, engine, None, context, None, options)
+
+
 def as_run_by(checkpoint: Checkpoint, conventions: str) -> Checkpoint:
     """The checkpoint under the conventions of `CONVENTIONS`."""
     if conventions not in CONVENTIONS:
@@ -168,9 +174,10 @@ def save(
     """Writes a model with its tokenizer and chat template. Returns what should be known, also as GemmaryWarnings.
 
     format: "safetensors" (a Hugging Face folder that transformers loads), "packed" (a folder that the native engine
-    maps as it is; neither may exist, unless empty) or "gguf" (one `.gguf` file that llama.cpp loads, replaced). dtype:
-    None = as the weights were loaded (after `quant=`), or "float32", "bfloat16", "float16", and for GGUF and packed
-    "int8" or "int4". shard_bytes: the largest file of a Hugging Face folder. Nothing is ever half-written.
+    maps as it is), "orbax" (one in DeepMind's layout; none of these may exist, unless empty) or "gguf" (one `.gguf`
+    file that llama.cpp loads, replaced). dtype: None = as the weights were loaded (after `quant=`), or "float32",
+    "bfloat16", "float16" (not in orbax), and for GGUF and packed "int8" or "int4". shard_bytes: the largest file of a
+    Hugging Face folder. Nothing is ever half-written.
 
     Raises GemmaryError for a model with adapters too: `gemmary.merge` puts one into the weights.
     """

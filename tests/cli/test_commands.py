@@ -120,6 +120,7 @@ def test_convert_writes_what_loads_the_same(gemmary_command: Gemmary, base_model
     done = gemmary_command("convert", base_model, tmp_path / "copy", "--dtype", "float32")
     assert done.code == 0
     assert "of safetensors" in done.out
+    assert done.err.splitlines()[-1].endswith("and so are the logits of 48 tokens, bit for bit")
     ids = [2, 5, 9]
     first, second = (gemmary.load(path, engine="reference").logits(ids) for path in (base_model, tmp_path / "copy"))
     assert np.array_equal(first, second)
@@ -134,6 +135,21 @@ def test_convert_packs_for_the_native_engine(gemmary_command: Gemmary, base_mode
     assert json.loads(gemmary_command("show", tmp_path / "p", "--json").out)["format"] == "packed"
     first, second = (gemmary.load(path, engine="reference").logits([2, 5, 9]) for path in (base_model, tmp_path / "p"))
     assert np.array_equal(first, second)
+
+
+def test_convert_to_deepminds_layout_and_back(gemmary_command: Gemmary, base_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorstore", reason="TensorStore is not installed (gemmary[orbax])")
+    assert gemmary_command("convert", base_model, tmp_path / "o", "--format", "orbax").out.endswith("of orbax\n")
+    assert "DeepMind's Orbax checkpoint" in gemmary_command("show", tmp_path / "o").out
+    assert gemmary_command("convert", tmp_path / "o", tmp_path / "back").code == 0
+    first, second = ((folder / "model.safetensors").read_bytes() for folder in (base_model, tmp_path / "back"))
+    assert first == second
+
+
+def test_convert_reads_a_pickle_only_where_that_is_asked_for(gemmary_command: Gemmary, tmp_path: Path) -> None:
+    (tmp_path / "m.ckpt").write_bytes(b"")
+    assert "is a pickle" in gemmary_command("convert", tmp_path / "m.ckpt", tmp_path / "m").error
+    assert not (tmp_path / "m").exists()
 
 
 def test_embed_writes_a_vector_a_line(gemmary_command: Gemmary, embedding_model: Path) -> None:

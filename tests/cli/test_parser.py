@@ -45,7 +45,7 @@ FLAGS = {
     "--threads --dtype --quant --kv-dtype --isa",
     "bench": f"MODEL {LOADING} --isa --draft --adapter --prefill --decode --repeat --profile --roofline --json",
     "embed": "MODEL --engine --threads --dtype --quant --kv-dtype TEXT --prompt --title --dimensions",
-    "convert": "SRC DST --format --dtype --image-size",
+    "convert": "SRC DST --format --dtype --allow-pickle --image-size",
     "quantize": "MODEL --out --format --to --embed --bits --method --text --threads",
     "tune": f"-c MODEL DATA --out --method {LENGTHS} "
     + TRAINING.format(pictures="", adapter=ADAPTER, parallel="--tensor-parallel ", rows="--validation --test ")

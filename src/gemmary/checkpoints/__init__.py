@@ -27,12 +27,13 @@ def open_named(name: str | Path) -> Checkpoint:
     return open_checkpoint(resolve(name), known.name if known else str(name) if is_name else None)
 
 
-def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
-    """Opens a Hugging Face folder, a packed one, a GGUF file, big_vision's `.npz` or `random:NAME`: reads and checks
-    headers, maps weights.
+def open_checkpoint(path: str | Path, name: str | None = None, *, pickles: bool = False) -> Checkpoint:
+    """Opens a Hugging Face folder, a packed one, a GGUF file, big_vision's `.npz`, DeepMind's Orbax folder, a KerasHub
+    preset, gemma_pytorch's `.ckpt` or `random:NAME`, by its contents: reads and checks headers, maps weights.
 
-    name: what to call the model instead of what the file says. Raises GemmaryError, one line, for what is not there,
-    not Gemma, not whole or not sound; before any tensor is read.
+    name: what to call the model instead of what the file says. pickles: a `.ckpt` is a pickle, which is read only
+    where this is set, in a process of its own and of weights alone. Raises GemmaryError, one line, for what is not
+    there, not Gemma, not whole or not sound; before any tensor is read.
     """
     if is_random(path):
         from gemmary.checkpoints.random_weights import open_random
@@ -44,6 +45,18 @@ def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
 
         if is_packed(path):
             return open_packed(path, name)
+        from gemmary.checkpoints.orbax import find_orbax, open_orbax
+
+        if find_orbax(path) is not None:
+            return open_orbax(path, name)
+        from gemmary.checkpoints.keras_hub import is_keras, open_keras
+
+        if is_keras(path):
+            return open_keras(path, name)
+        from gemmary.checkpoints.gemma_pytorch import find_pickle, open_pickle
+
+        if (file := find_pickle(path)) is not None:
+            return open_pickle(file, name, pickles)
         from gemmary.checkpoints.huggingface import open_folder
 
         return open_folder(path, name)
@@ -53,8 +66,12 @@ def open_checkpoint(path: str | Path, name: str | None = None) -> Checkpoint:
         return open_big_vision(path, name)
     if not path.exists():
         raise GemmaryError(f"there is no file or folder {path}")
+    if path.is_file() and path.suffix == ".ckpt":
+        from gemmary.checkpoints.gemma_pytorch import open_pickle
+
+        return open_pickle(path, name, pickles)
     if not path.is_file() or path.suffix != ".gguf":
-        raise GemmaryError(f"{path} is neither a folder nor a .gguf or .npz file")
+        raise GemmaryError(f"{path} is neither a folder nor a .gguf, .npz or .ckpt file")
     from gemmary.checkpoints.gguf import open_gguf
 
     return open_gguf(path, name)
@@ -72,8 +89,8 @@ def save_checkpoint(
     """Writes a model; returns lines that a user should be told. Nothing is ever half-written.
 
     format: "safetensors" (a Hugging Face folder), "compressed-tensors" (one with quantized layers), "packed" (a folder
-    that the native engine maps as it is; none may exist, unless empty), "gguf" or "big_vision" (one `.gguf` or `.npz`
-    file, which is replaced).
+    that the native engine maps as it is), "orbax" (one in DeepMind's layout; none of these may exist, unless empty),
+    "gguf" or "big_vision" (one `.gguf` or `.npz` file, which is replaced).
     dtype: None = as stored; "float32", "bfloat16", "float16"; for GGUF and packed also "Q8_0" or "int8", "Q4_0" or
     "int4"; for compressed-tensors these only, of the layers' matrices.
     shard_bytes: the largest file of a folder (5 GB). progress: what, bytes done, bytes in all. Raises GemmaryError.
@@ -106,5 +123,9 @@ def save_checkpoint(
         from gemmary.checkpoints.big_vision import save_big_vision
 
         return save_big_vision(source, path, stored, progress)
-    known = "safetensors, compressed-tensors, gguf, packed or big_vision"
+    if format == "orbax":
+        from gemmary.checkpoints.orbax_write import save_orbax
+
+        return save_orbax(source, path, stored, progress)
+    known = "safetensors, compressed-tensors, gguf, packed, big_vision or orbax"
     raise GemmaryError(f"no format is called {format!r}: choose {known}")

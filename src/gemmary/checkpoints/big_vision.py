@@ -7,11 +7,10 @@ zero-centred, as ours. (Specification 4.5.)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from math import isqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from gemmary import zoo
 from gemmary.checkpoints import npz
 from gemmary.checkpoints.checkpoint import MASK_CODEC, Checkpoint, Source
 from gemmary.checkpoints.convert import Meter, Progress
+from gemmary.checkpoints.einsums import Array, Entry, as_entry, tower_entries, vision_of
 from gemmary.checkpoints.fields import periodic
 from gemmary.checkpoints.tensors import tensors
 from gemmary.config import Config, VisionConfig
@@ -33,116 +33,27 @@ if TYPE_CHECKING:
 PREFIX = "params/"
 TOKENIZERS = ("tokenizer.model", "paligemma_tokenizer.model")
 """What is taken for the tokenizer where it lies beside the file."""
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One of our weights or biases (`.bias` after the name) in the file. `{i}` stands for the number of a layer."""
-
-    name: str
-    key: str
-    half: int | None
-    """Which of the two matrices that one array of a layer holds; None: it holds one."""
-    ours: Callable[[Array, Config], Array]
-    theirs: Callable[[Array, Config], Array]
-
-
-def _entry(name: str, key: str, kind: str, half: int | None = None) -> Entry:
-    return Entry(name, key, half, *_KINDS[kind])
-
-
-def _heads(count: str, size: str) -> tuple[Callable[[Array, Config], Array], Callable[[Array, Config], Array]]:
-    """[heads, in, head_dim] <-> [heads * head_dim, in]."""
-
-    def ours(x: Array, c: Config) -> Array:
-        return x.transpose(0, 2, 1).reshape(-1, x.shape[1])
-
-    def theirs(x: Array, c: Config) -> Array:
-        return x.reshape(getattr(c, count), getattr(c, size), -1).transpose(0, 2, 1)
-
-    return ours, theirs
-
-
-def _vision(c: Config) -> VisionConfig:
-    assert c.vision is not None
-    return c.vision
-
-
-_KINDS: dict[str, tuple[Callable[[Array, Config], Array], Callable[[Array, Config], Array]]] = {
-    "same": (lambda x, c: x, lambda x, c: x),
-    "transposed": (lambda x, c: x.T, lambda x, c: x.T),
-    "queries": _heads("num_heads", "head_dim"),
-    "keys": _heads("num_kv_heads", "head_dim"),
-    "heads out": (
-        lambda x, c: x.reshape(-1, x.shape[-1]).T,
-        lambda x, c: x.T.reshape(c.num_heads, c.head_dim, -1),
-    ),
-    "positions": (lambda x, c: x[0], lambda x, c: x[None]),
-    # A patch is [rows, columns, 3, out] there, and its channels lie one after the other here.
-    "patch": (
-        lambda x, c: x.transpose(3, 2, 0, 1).reshape(x.shape[3], -1),
-        lambda x, c: x.reshape(-1, 3, _vision(c).patch_size, _vision(c).patch_size).transpose(2, 3, 1, 0),
-    ),
-    "tower heads": (
-        lambda x, c: x.reshape(x.shape[0], -1).T,
-        lambda x, c: x.T.reshape(-1, _vision(c).num_heads, _vision(c).head_dim),
-    ),
-    "tower head biases": (
-        lambda x, c: x.reshape(-1),
-        lambda x, c: x.reshape(_vision(c).num_heads, _vision(c).head_dim),
-    ),
-    "tower heads out": (
-        lambda x, c: x.reshape(-1, x.shape[-1]).T,
-        lambda x, c: x.T.reshape(_vision(c).num_heads, _vision(c).head_dim, -1),
-    ),
-}
-"""How an array of a layer becomes ours, and back."""
-
 _L, _ATTN, _MLP = "layers.{i}.", "llm/layers/attn/", "llm/layers/mlp/"
 _V, _VL = "vision.", "vision.layers.{i}."
 _BLOCK = "img/Transformer/encoderblock/"
-_MHA = _BLOCK + "MultiHeadDotProductAttention_0/"
 
 TABLE: tuple[Entry, ...] = (
-    _entry("embed", "llm/embedder/input_embedding", "same"),
-    _entry("final_norm", "llm/final_norm/scale", "same"),
-    _entry(_L + "attn_norm", "llm/layers/pre_attention_norm/scale", "same"),
-    _entry(_L + "ffn_norm", "llm/layers/pre_ffw_norm/scale", "same"),
-    _entry(_L + "post_attn_norm", "llm/layers/post_attention_norm/scale", "same"),
-    _entry(_L + "post_ffn_norm", "llm/layers/post_ffw_norm/scale", "same"),
-    _entry(_L + "q", _ATTN + "q_einsum/w", "queries"),
-    _entry(_L + "k", _ATTN + "kv_einsum/w", "keys", 0),
-    _entry(_L + "v", _ATTN + "kv_einsum/w", "keys", 1),
-    _entry(_L + "o", _ATTN + "attn_vec_einsum/w", "heads out"),
-    _entry(_L + "gate", _MLP + "gating_einsum", "transposed", 0),
-    _entry(_L + "up", _MLP + "gating_einsum", "transposed", 1),
-    _entry(_L + "down", _MLP + "linear", "transposed"),
-    _entry(_V + "patch", "img/embedding/kernel", "patch"),
-    _entry(_V + "patch.bias", "img/embedding/bias", "same"),
-    _entry(_V + "position", "img/pos_embedding", "positions"),
-    _entry(_VL + "attn_norm", _BLOCK + "LayerNorm_0/scale", "same"),
-    _entry(_VL + "attn_norm.bias", _BLOCK + "LayerNorm_0/bias", "same"),
-    _entry(_VL + "ffn_norm", _BLOCK + "LayerNorm_1/scale", "same"),
-    _entry(_VL + "ffn_norm.bias", _BLOCK + "LayerNorm_1/bias", "same"),
-    *(
-        entry
-        for ours, theirs in (("q", "query"), ("k", "key"), ("v", "value"))
-        for entry in (
-            _entry(_VL + ours, _MHA + theirs + "/kernel", "tower heads"),
-            _entry(_VL + ours + ".bias", _MHA + theirs + "/bias", "tower head biases"),
-        )
-    ),
-    _entry(_VL + "o", _MHA + "out/kernel", "tower heads out"),
-    _entry(_VL + "o.bias", _MHA + "out/bias", "same"),
-    _entry(_VL + "up", _BLOCK + "MlpBlock_0/Dense_0/kernel", "transposed"),
-    _entry(_VL + "up.bias", _BLOCK + "MlpBlock_0/Dense_0/bias", "same"),
-    _entry(_VL + "down", _BLOCK + "MlpBlock_0/Dense_1/kernel", "transposed"),
-    _entry(_VL + "down.bias", _BLOCK + "MlpBlock_0/Dense_1/bias", "same"),
-    _entry(_V + "final_norm", "img/Transformer/encoder_norm/scale", "same"),
-    _entry(_V + "final_norm.bias", "img/Transformer/encoder_norm/bias", "same"),
-    _entry(_V + "projector", "img/head/kernel", "transposed"),
-    _entry(_V + "projector.bias", "img/head/bias", "same"),
+    as_entry("embed", "llm/embedder/input_embedding", "same"),
+    as_entry("final_norm", "llm/final_norm/scale", "same"),
+    as_entry(_L + "attn_norm", "llm/layers/pre_attention_norm/scale", "same"),
+    as_entry(_L + "ffn_norm", "llm/layers/pre_ffw_norm/scale", "same"),
+    as_entry(_L + "post_attn_norm", "llm/layers/post_attention_norm/scale", "same"),
+    as_entry(_L + "post_ffn_norm", "llm/layers/post_ffw_norm/scale", "same"),
+    as_entry(_L + "q", _ATTN + "q_einsum/w", "queries"),
+    as_entry(_L + "k", _ATTN + "kv_einsum/w", "keys", 0),
+    as_entry(_L + "v", _ATTN + "kv_einsum/w", "keys", 1),
+    as_entry(_L + "o", _ATTN + "attn_vec_einsum/w", "heads out"),
+    as_entry(_L + "gate", _MLP + "gating_einsum", "transposed", 0),
+    as_entry(_L + "up", _MLP + "gating_einsum", "transposed", 1),
+    as_entry(_L + "down", _MLP + "linear", "transposed"),
+    *tower_entries("img/", "encoderblock/"),
+    as_entry(_V + "projector", "img/head/kernel", "transposed"),
+    as_entry(_V + "projector.bias", "img/head/bias", "same"),
 )
 
 
@@ -184,7 +95,7 @@ def _leaf(read: Callable[[str], Array], name: str, is_norm: bool, bias: bool) ->
 def _entries(config: Config) -> Iterator[tuple[str, tuple[Entry, int | None]]]:
     """Our name of every weight and bias -> its entry, and the number of its layer."""
     names = {t.name for t in tensors(config)}
-    layers = {_L: config.num_layers, _VL: _vision(config).num_layers}
+    layers = {_L: config.num_layers, _VL: vision_of(config).num_layers}
     for entry in TABLE:
         start = next((start for start in layers if entry.name.startswith(start)), None)
         for index in range(layers[start]) if start else [None]:
@@ -222,7 +133,7 @@ def _config(path: Path, file: npz.NpzFile) -> Config:
     rows = shape("llm/embedder/input_embedding", 2)[0]
     patches = shape("img/pos_embedding", 3)[1]
     edge, _, _, tower_width = shape("img/embedding/kernel", 4)
-    tower_layers, _, tower_heads, _ = shape(_MHA + "query/kernel", 4)
+    tower_layers, _, tower_heads, _ = shape(_BLOCK + "MultiHeadDotProductAttention_0/query/kernel", 4)
     second = PREFIX + "llm/layers/post_ffw_norm/scale" in file.members
     if isqrt(patches) ** 2 != patches:
         raise GemmaryError(f"{path}: {patches} positions are not those of a square picture")

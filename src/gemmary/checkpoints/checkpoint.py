@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MASK_CODEC = "mask_codec.npz"
 """What decodes the masks of a model that was trained with a codec of its own, beside its weights."""
-Format = Literal["safetensors", "gguf", "packed", "big_vision", "random"]
+Format = Literal["safetensors", "gguf", "packed", "big_vision", "orbax", "gemma_pytorch", "keras_hub", "random"]
 
 
 @dataclass
@@ -44,9 +44,11 @@ class Checkpoint:
     made_bytes: int = 0
     """Bytes of weights that lie in no file."""
     made_formats: Mapping[str, str] = field(default_factory=dict)
-    """Format of each weight that lies in no file, where asking for the weight would make it."""
+    """Format of each weight, where asking for the weight would make it or read it whole."""
     tower_path: Path | None = None
     """The file beside `path` that holds the tower, where one does."""
+    weight_files: tuple[Path, ...] = ()
+    """The files that hold the weights, where `path` and its name do not say."""
 
     def lookup(self, name: str) -> Leaf:
         """The leaf of a name of the tensor table (`layers.3.gate`); norms are zero-centred float32."""
@@ -62,8 +64,10 @@ class Checkpoint:
 
     def stored_bytes(self) -> int:
         """Bytes of weights, before any is read."""
-        if self.format == "big_vision":
-            weights: Iterable[Path] = parts_of(self.path)
+        if self.weight_files:
+            weights: Iterable[Path] = self.weight_files
+        elif self.format == "big_vision":
+            weights = parts_of(self.path)
         else:
             weights = self.path.glob("*.safetensors") if self.path.is_dir() else [self.path] * (not self.made_bytes)
         tower = [] if self.tower_path is None else [self.tower_path]

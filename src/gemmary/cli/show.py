@@ -19,8 +19,13 @@ KINDS = {
     "safetensors": "Hugging Face folder",
     "gguf": "GGUF file",
     "big_vision": "big_vision's .npz file",
+    "orbax": "DeepMind's Orbax checkpoint",
+    "keras_hub": "KerasHub preset",
     "packed": "folder packed for the native engine, which maps it as it is",
 }
+
+MOST_FILES = 64
+"""Those of a folder that holds more (Orbax's) are counted, not listed."""
 
 
 def add(commands: Any) -> None:
@@ -169,7 +174,11 @@ def write(found: dict[str, Any], config: Config) -> None:
         rows.append(("chat template", "yes" if found["chat_template"] else "none"))
         if "quality" in found:
             rows += quality.lines(found["quality"])
-        rows += [("file", f"{name} ({size(held)})") for name, held in found["files"].items()]
+        files = found["files"]
+        if len(files) <= MOST_FILES:
+            rows += [("file", f"{name} ({size(held)})") for name, held in files.items()]
+        else:
+            rows.append(("files", f"{len(files):,} ({size(sum(files.values()))})"))
         rows += [("note", notice) for notice in found["notices"]]
     rows.append(("terms", found["terms"]))
     console.facts(rows)
