@@ -53,9 +53,7 @@ def test_it_captions_and_answers(model: Model) -> None:
     told = [model.caption(drawn.picture) for drawn in SCENES]
     assert np.mean([text == caption(drawn) for text, drawn in zip(told, SCENES, strict=True)]) >= 0.6
     counts = ("no", "one", "two", "three", "four")
-    right = [
-        model.answer(drawn.picture, "how many shapes are there?") == counts[len(drawn.things)] for drawn in SCENES
-    ]
+    right = [model.answer(drawn.picture, "how many shapes are there?") == counts[len(drawn.things)] for drawn in SCENES]
     assert np.mean(right) >= 0.8
 
 
