@@ -281,10 +281,28 @@ def main() -> None:
         for part in ("shapes", "colours", "boxes")
     }
     np.savez_compressed(out / "cells.npz", **parts)
-    questions = easy_vqa.write(out, "train") * QUESTIONS_TIMES
-    for name, made in (("train", [*scenes, *questions]), ("valid", valid)):
-        path = out / f"{name}.jsonl"
-        print(f"{path}: {write_rows(path, iter(made)):,} rows")
+    questions = easy_vqa.write(out, "train")
+    finish = [{**row, "image": f"../{row['image']}"} for row in finishing(scenes, questions)]
+    for path, made in (
+        (out / "train.jsonl", [*scenes, *questions * QUESTIONS_TIMES]),
+        (out / "valid.jsonl", valid),
+        (out / "finish" / "train.jsonl", finish),
+        (out / "finish" / "valid.jsonl", [{**row, "image": f"../{row['image']}"} for row in valid]),
+    ):
+        print(f"{path}: {write_rows(path, made):,} rows")
+
+
+def finishing(scenes: list[dict[str, Any]], questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows to end with: all that ask for masks, as many for boxes and of easy-vqa's questions, half as many others."""
+    masks = [row for row in scenes if row["prefix"].startswith("segment ")]
+    boxes = [row for row in scenes if row["prefix"].startswith("detect ")]
+    others = [row for row in scenes if "objects" not in row]
+    count = len(masks)
+    return [*masks, *_some(boxes, count), *_some(questions, count), *_some(others, count // 2)]
+
+
+def _some(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:count]]
 
 
 if __name__ == "__main__":

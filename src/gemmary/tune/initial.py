@@ -87,9 +87,10 @@ def _weight(tensor: Tensor, config: Config, source: np.random.SFC64) -> Float32:
     if tensor.name == "vision.patch":  # blind to a patch's mean, or all of a picture's places look alike
         assert config.vision is not None
         waves = _cosines(config.vision.patch_size)
-        shares = _uniform(source, shape[0] * 3 * len(waves)) * np.float32((3 / len(waves)) ** 0.5)
+        shares: Float32 = _uniform(source, shape[0] * 3 * len(waves)) * np.float32((3 / len(waves)) ** 0.5)
         filters: Float32 = (shares.reshape(-1, len(waves)) @ waves).reshape(shape)
-        return filters * np.float32((4 / shape[1]) ** 0.5)
+        filters *= np.float32((4 / shape[1]) ** 0.5)
+        return filters
     if tensor.name == "embed" and config.vision is not None:
         locations = _waves(np.arange(LOCATIONS), shape[1], _LOCATION_STEP, 100) * np.float32((2 / shape[1]) ** 0.5)
         first = shape[0] - len(PICTURE_TOKENS)

@@ -25,7 +25,7 @@ class Muon(torch.optim.AdamW):
     """AdamW, but for the parameter groups with `orthogonal`: these hold matrices, and are moved as said above."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         every = self.param_groups
         for group in every:
             if group.get("orthogonal"):
@@ -41,31 +41,31 @@ class Muon(torch.optim.AdamW):
         torch.optim.Optimizer.__setstate__(self, state)
 
     def _turn(self, group: dict[str, Any]) -> None:
-        alike: dict[torch.Size, list[torch.Tensor]] = {}
+        alike: dict[torch.Size, dict[torch.Tensor, torch.Tensor]] = {}
         for matrix in group["params"]:
             if matrix.grad is not None:
-                alike.setdefault(matrix.shape, []).append(matrix)
-        for shape, matrices in alike.items():
-            directions = orthogonalized(torch.stack([self._momentum(matrix) for matrix in matrices]))
+                alike.setdefault(matrix.shape, {})[matrix] = self._ahead(matrix, matrix.grad)
+        for shape, ahead in alike.items():
+            directions = orthogonalized(torch.stack(list(ahead.values())))
             stretch = max(1.0, shape[0] / shape[1]) ** 0.5
-            for matrix, direction in zip(matrices, directions, strict=True):
+            for matrix, direction in zip(ahead, directions, strict=True):
                 matrix.mul_(1 - RATE * group["lr"] * group["weight_decay"])
                 matrix.add_(direction, alpha=-RATE * group["lr"] * stretch)
 
-    def _momentum(self, matrix: torch.Tensor) -> torch.Tensor:
-        """Of its gradients, and a step ahead of it (Nesterov)."""
+    def _ahead(self, matrix: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """The momentum of its gradients, a step ahead (Nesterov)."""
         state = self.state[matrix]
         if not state:
             state["momentum"] = torch.zeros_like(matrix)
-        state["momentum"].lerp_(matrix.grad, 1 - MOMENTUM)
-        return matrix.grad.lerp(state["momentum"], MOMENTUM)
+        momentum: torch.Tensor = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+        return gradient.lerp(momentum, MOMENTUM)
 
 
 def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
     """About U V^T of each matrix's U S V^T: singular values between 0.7 and 1.2, by the iteration of Newton and Schulz.
     [matrices, rows, columns]"""
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
+    x: torch.Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(_ROUNDS):
         square = x @ x.mT
