@@ -214,6 +214,7 @@ def test_the_base_install_needs_no_framework() -> None:
             "lora",
             "losses",
             "model",
+            "muon",
             "optim",
             "parallel",
             "room",
