@@ -42,6 +42,7 @@ BOX_WEIGHT = 10.0
 """Of the mean distance between edges told and true, as a share of the picture's side, beside the entropies in nats."""
 MASK_TOKENS = GRID * GRID
 WHAT = (1 + len(SHAPES), 1 + len(COLOURS))
+"""How many answers there are to which shape, and which colour."""
 
 SPREAD = 4.0
 """Of the logits of edges at the start: about 2."""
@@ -58,6 +59,7 @@ class Truth:
     shapes: UInt8
     """[patches] 0 where there is nothing, or 1 + the index of a shape."""
     colours: UInt8
+    """[patches] the same of its colour."""
     boxes: npt.NDArray[np.float32]
     """[patches, 4] left, top, right and bottom as shares of the side."""
     codes: npt.NDArray[np.int16]
@@ -84,9 +86,7 @@ class Seen:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def batch(
-        self, rows: npt.NDArray[np.int64], turned: int = 0
-    ) -> tuple[UInt8, UInt8, UInt8, npt.NDArray[np.float32]]:
+    def batch(self, rows: npt.NDArray[np.int64], turned: int = 0) -> tuple[UInt8, Truth]:
         """Pictures [B, SIZE, SIZE, 3], shapes and colours [B * cells], boxes [B * cells, 4] as shares of the side.
 
         turned: from 0 to 7, which of the ways to lay a square onto itself.
@@ -169,7 +169,9 @@ def teach(model: TuneModel, told: Told, seen: Seen, steps: int, *, is_exact: boo
     tower = {name: weight for name, weight in model.trained().items() if "language_model" not in name}
     optimizer = make_optimizer("muon", {**tower, **dict(told.named_parameters())}, DECAY)
     random = np.random.default_rng([seed, is_exact])
-    sums, peak = np.zeros(4), RATE_EXACT if is_exact else RATE
+    peak = RATE_EXACT if is_exact else RATE
+    names = ("shape", "colour", "edges", "codes") if is_exact else ("shape", "colour", "box")
+    seen_losses: dict[str, list[float]] = {name: [] for name in names}
     for step in range(steps):
         rows = random.integers(0, len(seen), BATCH)
         turned = 0 if is_exact and random.random() < UNTURNED else int(random.integers(8))
@@ -177,12 +179,13 @@ def teach(model: TuneModel, told: Told, seen: Seen, steps: int, *, is_exact: boo
         losses = told.losses(tokens_of(model, pictures), truth, is_exact)
         torch.stack(losses).sum().backward()
         update(optimizer, learning_rate("cosine", step, peak=peak, steps=steps, warmup=WARMUP), 1.0)
-        sums[: len(losses)] += [loss.item() for loss in losses]
+        for name, loss in zip(names, losses, strict=False):  # codes are not known in every batch
+            seen_losses[name].append(loss.item())
         if step % 100 == 99:
-            names = ("shape", "colour", "edges", "codes") if is_exact else ("shape", "colour", "box")
-            said = "  ".join(f"{name} {value / 100:.3f}" for name, value in zip(names, sums, strict=False))
+            said = "  ".join(f"{name} {np.mean(some):.3f}" for name, some in seen_losses.items() if some)
             print(f"step {step + 1:,} of {steps:,}  {said}", flush=True)
-            sums[:] = 0
+            for some in seen_losses.values():
+                some.clear()
 
 
 def main() -> None:
