@@ -8,11 +8,7 @@ or result does not fit into memory, (1) stands alone, and that is told too.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from math import prod
@@ -29,7 +25,7 @@ from gemmary.checkpoints.convert import Progress
 from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
-from gemmary.files import fsync_folder
+from gemmary.files import staged
 from gemmary.quantize.blocks import quantize, row_bytes
 from gemmary.quantize.leaves import FLOATS, Affine, Leaf, padded_columns, slices
 from gemmary.quantize.pieces import piece
@@ -81,42 +77,11 @@ def convert(
     written, or says something else than the source: then nothing is left of it.
     """
     target = Path(target)
-    with _beside(target, is_folder=format in FOLDERS) as place:
+    with staged(target, is_folder=format in FOLDERS) as place:
         made = place / target.name
-        try:
-            notices = save_checkpoint(
-                source, made, format=format, dtype=dtype, shard_bytes=shard_bytes, progress=progress
-            )
-            written = open_checkpoint(made)
-            checked = check(source, written, dtype, progress)
-        except GemmaryError as error:
-            raise GemmaryError(str(error).replace(str(place), str(target.parent))) from error
+        notices = save_checkpoint(source, made, format=format, dtype=dtype, shard_bytes=shard_bytes, progress=progress)
+        checked = check(source, open_checkpoint(made), dtype, progress)
     return notices, checked
-
-
-@contextmanager
-def _beside(target: Path, *, is_folder: bool) -> Iterator[Path]:
-    """A hidden folder beside the target, whose contents move to where it stands when the block ends well."""
-    if target.exists() and (target.is_dir() != is_folder or (is_folder and any(target.iterdir()))):
-        raise GemmaryError(f"{target} already exists: choose another name or remove it")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-    except OSError as error:
-        raise GemmaryError(f"cannot write {target}: {error.strerror or error}; nothing was changed") from error
-    try:
-        yield place
-        try:
-            around = [made for made in place.iterdir() if made.name != target.name]
-            for made in around:  # an old checksum beside a new file would call it corrupt
-                (target.parent / made.name).unlink(missing_ok=True)
-            for made in (place / target.name, *around):
-                os.replace(made, target.parent / made.name)
-            fsync_folder(target.parent)
-        except OSError as error:
-            raise GemmaryError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def check(

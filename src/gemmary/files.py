@@ -89,6 +89,38 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise
 
 
+@contextmanager
+def staged(target: Path, *, is_folder: bool) -> Iterator[Path]:
+    """A hidden folder beside the target, whose contents move to where it stands when the block ends well: for what is
+    checked or measured before it has its name.
+
+    Raises GemmaryError where the target is something else than a file that is replaced, or an empty folder.
+    """
+    if target.exists() and (target.is_dir() != is_folder or (is_folder and any(target.iterdir()))):
+        raise GemmaryError(f"{target} already exists: choose another name or remove it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    except OSError as error:
+        raise GemmaryError(f"cannot write {target}: {error.strerror or error}; nothing was changed") from error
+    try:
+        try:
+            yield place
+        except GemmaryError as error:
+            raise GemmaryError(str(error).replace(str(place), str(target.parent))) from error
+        try:
+            around = [made for made in place.iterdir() if made.name != target.name]
+            for made in around:  # an old checksum beside a new file would call it corrupt
+                (target.parent / made.name).unlink(missing_ok=True)
+            for made in (place / target.name, *around):
+                os.replace(made, target.parent / made.name)
+            fsync_folder(target.parent)
+        except OSError as error:
+            raise GemmaryError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def fsync_folder(path: Path) -> None:
     """Makes the names in a folder as durable as the files' contents."""
     number = os.open(path, os.O_RDONLY)

@@ -209,8 +209,8 @@ def test_files_that_are_not_whole_are_refused(maker: Maker, tmp_path: Path) -> N
 def test_rows_that_do_not_divide_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(GemmaryError, match="do not divide into Q8_0 blocks"):
         save_checkpoint(tiny("gemma"), tmp_path / "m.gguf", format="gguf", dtype="int8")
-    with pytest.raises(GemmaryError, match="not Q4_K"):
-        save_checkpoint(tiny("gemma3-q256"), tmp_path / "m.gguf", format="gguf", dtype="Q4_K")
+    with pytest.raises(GemmaryError, match="not Q5_K"):
+        save_checkpoint(tiny("gemma3-q256"), tmp_path / "m.gguf", format="gguf", dtype="Q5_K")
     with pytest.raises(GemmaryError, match="cannot be written as 'int3'"):
         save_checkpoint(tiny("gemma"), tmp_path / "m.gguf", format="gguf", dtype="int3")
     with pytest.raises(GemmaryError, match="no format is called 'onnx'"):

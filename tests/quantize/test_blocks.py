@@ -12,6 +12,7 @@ from gemmary.quantize.leaves import Blocks
 gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
 
 MADE = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+"""The types whose making ggml's reference code defines; test_kquants.py has the others."""
 
 SCALES = {  # bytes of a block that hold float16 scales
     "Q4_0": (0,),
@@ -116,4 +117,4 @@ def test_columns_that_do_not_divide_are_refused() -> None:
     with pytest.raises(GemmaryError, match="not a block type"):
         row_bytes("IQ4_XS", 256)
     with pytest.raises(GemmaryError, match="choose Q8_0, Q4_0, Q4_1"):
-        quantize("Q4_K", np.zeros((1, 256), dtype=np.float32))
+        quantize("Q5_K", np.zeros((1, 256), dtype=np.float32))

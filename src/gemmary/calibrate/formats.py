@@ -3,7 +3,6 @@ of bits per weight and is finest where roughness was measured to cost most."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from math import prod
@@ -14,14 +13,14 @@ import numpy.typing as npt
 from gemmary.calibrate.forward import run
 from gemmary.checkpoints import Checkpoint
 from gemmary.checkpoints.convert import NAMES
+from gemmary.checkpoints.mixes import ASKED, block_types, kind_of
 from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.errors import GemmaryError
 from gemmary.quantize.blocks import BLOCK_SIZES, row_bytes
-from gemmary.quantize.grids import GRIDS
 from gemmary.quantize.leaves import FLOATS, Leaf, padded_columns, quantized, slices
 
-FORMATS: dict[str, str] = {name: NAMES[name] for name in ("int8", "int4", *GRIDS)}
-"""What a user may ask for -> the block type. All have blocks of 32, which every width of the series divides into."""
+FORMATS: dict[str, str] = {name: NAMES[name] for name in ("int8", "int4", *ASKED)}
+"""What a user may ask for -> the block type, or the mix of them."""
 
 LADDER: tuple[tuple[str, float], ...] = (("Q4_0", 1.0), ("Q5_0", 1 / 4), ("Q8_0", 1 / 256))
 """The formats of a mix, and the squared error of each over that of the first: a bit more halves the step."""
@@ -41,25 +40,18 @@ def bits(format: str) -> float:
     return 8 * nbytes / size
 
 
-def kind_of(name: str) -> str:
-    """The name of a matrix without the number of its layer."""
-    return re.sub(r"\d+\.", "", name)
-
-
 def uniform(checkpoint: Checkpoint, format: str, embed: str | None = None) -> dict[str, str]:
-    """The block type of every matrix that gets one: `format`, for the embedding table `embed`, and for the tower what
-    it has beside such a decoder. Raises GemmaryError where rows do not divide into blocks."""
-    found: dict[str, str] = {}
+    """The block type of every matrix that gets one (mixes.py): `format`, for the embedding table `embed`, and for the
+    tower what it has beside such a decoder. Raises GemmaryError where rows do not divide into blocks."""
+    found = block_types(checkpoint.config, format, embed)
     for tensor in tensors(checkpoint.config):
-        block_type = tensor.blocks(embed if embed and tensor.name == "embed" else format)
-        if block_type is None:
+        if tensor.name not in found:
             continue
-        columns = tensor.shape[1]
+        block_type, columns = found[tensor.name], tensor.shape[1]
         try:
             row_bytes(block_type, padded_columns(block_type, columns) if tensor.bias else columns)
         except GemmaryError as error:
             raise GemmaryError(f"{checkpoint.name} cannot be quantized: in {tensor.name} {error}") from None
-        found[tensor.name] = block_type
     return found
 
 

@@ -47,7 +47,7 @@ class Quality:
     calibration: dict[str, Any] | None
     """The text and its tokens; None where the method reads none."""
     formats: dict[str, str]
-    """The format of the matrices, by their kind (`embed`, `layers.down`, …)."""
+    """The format of the matrices, by their kind (`embed`, `layers.down`, …); of a mix within a kind all of them."""
     bits_per_weight: dict[str, float]
     """Of `all` matrices, the embedding table (`embed`) and the `others`, scales included."""
     measured: Measured | None
@@ -57,19 +57,24 @@ class Quality:
         return asdict(self)
 
 
+def beside(path: Path) -> Path:
+    """Where the quality of a folder, or of a single file, is said."""
+    return path / FILE if path.is_dir() else path.with_name(f"{path.name}.{FILE}")
+
+
 def measure(
-    folder: Path, name: str | Path, checkpoint: Checkpoint, threads: int | None, progress: Progress
+    made: Path, name: str | Path, checkpoint: Checkpoint, threads: int | None, progress: Progress
 ) -> Measured | str:
-    """The packed folder against the model `name`, opened as `checkpoint`, that it was made from; or why that fails."""
+    """What was made against the model `name`, opened as `checkpoint`, that it was made from; or why that fails."""
     from gemmary.api import load
     from gemmary.verify import verify
 
-    needed = checkpoint.stored_bytes() + sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    needed = checkpoint.stored_bytes() + sum(file.stat().st_size for file in [made, *made.glob("*.safetensors")])
     free = available_bytes()
     if free is not None and needed > free:
         return f"source and result need {size(needed)} of memory together, and {size(free)} were available"
     try:
-        with load(folder, threads=threads) as model, load(name, threads=threads) as source:
+        with load(made, threads=threads) as model, load(name, threads=threads) as source:
             found = verify(model, source, progress=lambda done, total: progress("measuring", done, total))
     except GemmaryError as error:
         return str(error)
@@ -90,12 +95,10 @@ def measure(
     )
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """What a folder says of its quality; None where it says nothing. Raises GemmaryError where it is not sound."""
-    path = folder / FILE
-    if not path.is_file():
-        return None
-    return read_json(path)
+def read(path: Path) -> dict[str, Any] | None:
+    """What a model on disk says of its quality; None where it says nothing. Raises GemmaryError for an unsound file."""
+    stated = beside(path)
+    return read_json(stated) if stated.is_file() else None
 
 
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -25,13 +25,17 @@ from gemmary.calibrate.parts import Parts, open_parts
 from gemmary.calibrate.quality import Measured, Quality
 from gemmary.checkpoints import Checkpoint, compressed, open_checkpoint, open_named
 from gemmary.checkpoints.convert import Progress
+from gemmary.checkpoints.gguf_write import save_gguf, text_config
 from gemmary.checkpoints.huggingface_write import save_compressed
 from gemmary.checkpoints.json_files import write_json
+from gemmary.checkpoints.mixes import Q4_K_M, fallbacks
 from gemmary.checkpoints.packed import save_packed
 from gemmary.checkpoints.tensors import tensors
 from gemmary.errors import GemmaryError
+from gemmary.files import staged
 from gemmary.memory import require
 from gemmary.quantize import gptq
+from gemmary.quantize.grids import GRIDS
 from gemmary.quantize.leaves import FLOATS, Affine, Blocks, Leaf, quantized
 from gemmary.quantize.pieces import pieces
 
@@ -47,6 +51,8 @@ class Quantized:
     """What was written, how good it is, and what a user should be told."""
 
     path: Path
+    format: str
+    """packed, gguf or compressed-tensors."""
     quality: Quality
     notices: tuple[str, ...]
 
@@ -60,7 +66,7 @@ def quantize(
     model: str | Path,
     out: str | Path,
     *,
-    format: str = "packed",
+    format: str | None = None,
     to: str = "int4",
     method: str = "rtn",
     embed: str | None = None,
@@ -70,12 +76,14 @@ def quantize(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Quantized:
-    """Writes `model` with its matrices in blocks as the folder `out`, with its measured `quality.json` in it.
+    """Writes `model` with its matrices in blocks as `out`, with its measured `quality.json` in it; of a file beside it.
 
-    format: "packed", or "compressed-tensors", of which the decoder's layers alone are quantized, to int8 or int4. to: a
-    key of `FORMATS`, for every matrix. embed: another for the embedding table, which is the head too. bits: instead
-    of both, a mix of at most so many bits a weight, chosen by what each kind of matrix was measured to cost.
-    method: "rtn" rounds to nearest; "gptq" calibrates on `text` (None: the built-in one), whose name the report gives.
+    format: "packed"; "compressed-tensors", of which the decoder's layers alone are quantized, to int8 or int4; "gguf",
+    one file; None: what the name of `out` says, packed or gguf. to: a key of `FORMATS`, for every matrix. embed:
+    another for the embedding table, which is the head too. bits: instead of both, a mix of at most so many bits a
+    weight, chosen by what each kind of matrix was measured to cost. method: "rtn" rounds to nearest, in Q4_K and
+    Q6_K by scales that are searched for; "gptq" calibrates on `text` (None: the built-in one), whose name the report
+    gives.
     progress: what is done, how much of it, and all of it.
 
     Raises GemmaryError, with nothing at `out`, for options that do not fit, a text that is too short, a model whose
@@ -83,8 +91,10 @@ def quantize(
     """
     told = progress or (lambda what, done, total: None)
     out = Path(out).expanduser()
+    format = format or ("gguf" if out.suffix == ".gguf" else "packed")
     _check(out, format, to, method, embed, bits)
     checkpoint = open_named(model)
+    config = text_config(checkpoint) if format == "gguf" else checkpoint.config
     reads = method == "gptq" or bits is not None
     ids = calibration_ids(checkpoint, text) if reads else []
     if bits is not None:
@@ -92,9 +102,13 @@ def quantize(
     else:
         formats = uniform(checkpoint, FORMATS[to], FORMATS[embed] if embed else None)
     if format == compressed.METHOD:
-        formats = {t.name: formats[t.name] for t in tensors(checkpoint.config) if compressed.is_packed(t)}
+        formats = {t.name: formats[t.name] for t in tensors(config) if compressed.is_packed(t)}
+    kept = {t.name for t in tensors(config)}
+    formats = {name: found for name, found in formats.items() if name in kept}
     stored = tuple(sorted({checkpoint.lookup(name).format for name in formats}))
     notices = list(checkpoint.notices)
+    if bits is None:
+        notices += fallbacks(config, FORMATS[to], FORMATS[embed] if embed else None)
     if twice := [format for format in stored if format not in FLOATS]:
         notices.append(
             f"weights stored as {', '.join(twice)} are dequantized and quantized again, which loses accuracy twice: "
@@ -116,27 +130,35 @@ def quantize(
         result = in_blocks(checkpoint, formats, method, ids, parts, told)
         stated: list[Quality] = []
 
-        def state_quality(folder: Path) -> None:
-            found = quality.measure(folder, model, checkpoint, threads, told)
-            held = open_checkpoint(folder).formats()
-            held = {t.name: held[t.name] for t in tensors(checkpoint.config) if t.blocks("Q8_0")}
+        def state_quality(made: Path) -> None:
+            found = quality.measure(made, model, checkpoint, threads, told)
+            held = open_checkpoint(made).formats()
+            held = {t.name: held[t.name] for t in tensors(config) if t.blocks("Q8_0")}
+            kinds: dict[str, set[str]] = {}
+            for name, block_type in held.items():
+                kinds.setdefault(kind_of(name), set()).add(block_type)
             stated.append(
                 Quality(
                     checkpoint.name,
                     stored,
                     method,
                     said,
-                    {kind_of(name): format for name, format in held.items()},
+                    {kind: ", ".join(sorted(types)) for kind, types in kinds.items()},
                     bits_per_weight(checkpoint, held),
                     found if isinstance(found, Measured) else None,
                     found if isinstance(found, str) else None,
                 )
             )
-            write_json(folder / quality.FILE, stated[0].to_dict())
+            write_json(quality.beside(made), stated[0].to_dict())
 
-        save = save_packed if format == "packed" else save_compressed
-        notices += save(result, out, None, progress=progress, finish=state_quality)
-    return Quantized(out, stated[0], tuple(notices))
+        if format == "gguf":
+            with staged(out, is_folder=False) as place:
+                notices += save_gguf(result, place / out.name, None, progress)
+                state_quality(place / out.name)
+        else:
+            save = save_packed if format == "packed" else save_compressed
+            notices += save(result, out, None, progress=progress, finish=state_quality)
+    return Quantized(out, format, stated[0], tuple(notices))
 
 
 def in_blocks(
@@ -230,8 +252,15 @@ def _check(out: Path, format: str, to: str, method: str, embed: str | None, bits
             raise GemmaryError(f"matrices cannot be quantized to {asked!r}: choose {', '.join(FORMATS)}")
     if method not in METHODS:
         raise GemmaryError(f"no method is called {method!r}: choose {' or '.join(METHODS)}")
-    if format not in ("packed", compressed.METHOD):
-        raise GemmaryError(f"no folder is called {format!r}: choose packed or {compressed.METHOD}")
+    if embed == Q4_K_M:
+        raise GemmaryError(f"{Q4_K_M} is a mix for a whole model: choose one type for --embed")
+    wanted = {FORMATS[asked] for asked in (to, embed) if asked}
+    if method == "gptq" and bits is None and not wanted <= GRIDS.keys():
+        raise GemmaryError(f"gptq makes {', '.join(GRIDS)}; for Q4_K, Q6_K and {Q4_K_M} choose the method rtn")
+    if format not in ("packed", "gguf", compressed.METHOD):
+        raise GemmaryError(f"no format is called {format!r}: choose packed, gguf or {compressed.METHOD}")
+    if (format == "gguf") != (out.suffix == ".gguf"):
+        raise GemmaryError(f"{out}: a GGUF file, and nothing else, has a name that ends in .gguf")
     if format == compressed.METHOD and (FORMATS[to] not in compressed.BITS or embed is not None or bits is not None):
         raise GemmaryError(f"{compressed.METHOD} holds layers of int8 or int4, and the embedding table as it was")
     if bits is not None and embed is not None:

@@ -92,13 +92,14 @@ def save_checkpoint(
     that the native engine maps as it is), "orbax" (one in DeepMind's layout; none of these may exist, unless empty),
     "gguf" or "big_vision" (one `.gguf` or `.npz` file, which is replaced).
     dtype: None = as stored; "float32", "bfloat16", "float16"; for GGUF and packed also "Q8_0" or "int8", "Q4_0" or
-    "int4"; for compressed-tensors these only, of the layers' matrices.
+    "int4", and the others of `mixes.ASKED`; for compressed-tensors int8 or int4 only, of the layers' matrices.
     shard_bytes: the largest file of a folder (5 GB). progress: what, bytes done, bytes in all. Raises GemmaryError.
     """
     from gemmary.checkpoints.convert import NAMES
 
     if dtype is not None and dtype not in NAMES:
-        raise GemmaryError(f"weights cannot be written as {dtype!r}: choose float32, bfloat16, float16, Q8_0 or Q4_0")
+        known = "float32, bfloat16, float16, int8, int4, Q4_K, Q6_K or Q4_K_M"
+        raise GemmaryError(f"weights cannot be written as {dtype!r}: choose {known}")
     stored = NAMES[dtype] if dtype is not None else None
     path = Path(path)
     if format == "gguf":

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
+from gemmary.checkpoints.mixes import Q4_K_M
 from gemmary.quantize.blocks import BLOCK_SIZES, row_bytes
 from gemmary.quantize.leaves import FLOATS
 
@@ -16,9 +17,9 @@ NAMES: dict[str, str] = {
     "float16": "F16",
     "int8": "Q8_0",
     "int4": "Q4_0",
-    **{name: name for name in (*FLOATS, *BLOCK_SIZES)},
+    **{name: name for name in (*FLOATS, *BLOCK_SIZES, Q4_K_M)},
 }
-"""What a user may call a format -> its name."""
+"""What a user may call a format, or a mix of them -> its name."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the bytes done and the bytes in all."""

@@ -14,7 +14,9 @@ import numpy.typing as npt
 from gemmary.checkpoints.checkpoint import Source
 from gemmary.checkpoints.convert import Meter, Progress, stored_bytes
 from gemmary.checkpoints.gguf_config import write_config
+from gemmary.checkpoints.mixes import ASKED, block_types, fallbacks
 from gemmary.checkpoints.tensors import Tensor, tensors
+from gemmary.config import Config
 from gemmary.errors import GemmaryError
 from gemmary.files import HashingFile, atomic_file
 from gemmary.quantize.blocks import BLOCK_SIZES
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
 
 ALIGNMENT = 32
-WRITABLE = ("F32", "BF16", "F16", "Q8_0", "Q4_0")
+WRITABLE = (*FLOATS, *ASKED)
 _TYPE_IDS = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12,
     "Q5_K": 13, "Q6_K": 14, "BF16": 30,
@@ -38,22 +40,26 @@ _FILE_TYPES = {
 
 
 def save_gguf(source: Source, path: Path, format: str | None, progress: Progress | None = None) -> list[str]:
-    """Writes `path` and its checksum, atomically. format: one of WRITABLE for every matrix, or None: as stored.
+    """Writes `path` and its checksum, atomically. format: one of WRITABLE (mixes.py) for every matrix; None: as stored.
 
     Returns what a user should be told. Raises GemmaryError where a row does not divide into blocks, a weight does not
     fit the format, or the disk refuses.
     """
     if format is not None and format not in WRITABLE:
         raise GemmaryError(f"GGUF is written as {', '.join(WRITABLE)}, not {format}")
+    config = text_config(source)
     notices: list[str] = []
-    if source.config.prefix_lm:
-        raise GemmaryError(f"{source.name} sees pictures, which no GGUF layout of its family has: write safetensors")
     if source.config.vision:
         notices.append(
             "the file reads text only: its tower is left out, which GGUF keeps in a file of its own (mmproj)"
         )
-    table = tensors(replace(source.config, vision=None))
-    plan = [(t, "F32" if t.is_norm else format or source.lookup(t.name).format) for t in table]
+    blocks = block_types(config, format) if format in ASKED else {}
+    if format in ASKED:
+        notices += fallbacks(config, format)
+    plan = [
+        (t, "F32" if t.is_norm else blocks.get(t.name) or format or source.lookup(t.name).format)
+        for t in tensors(config)
+    ]
     sizes = [stored_bytes(f, t.shape) for t, f in plan]
     metadata = _metadata(source, plan, notices)
     meter = Meter(sum(size for (t, _), size in zip(plan, sizes, strict=True) if not t.is_norm), progress)
@@ -77,6 +83,14 @@ def save_gguf(source: Source, path: Path, format: str | None, progress: Progress
             "which loses accuracy twice: start from the unquantized checkpoint where you can"
         )
     return notices
+
+
+def text_config(source: Source) -> Config:
+    """The shape of what the file holds: the decoder. Raises GemmaryError for a family whose decoder alone no layout of
+    GGUF has."""
+    if source.config.prefix_lm:
+        raise GemmaryError(f"{source.name} sees pictures, which no GGUF layout of its family has: write safetensors")
+    return replace(source.config, vision=None)
 
 
 def _metadata(source: Source, plan: list[tuple[Tensor, str]], notices: list[str]) -> dict[str, Any]:

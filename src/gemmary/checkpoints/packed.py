@@ -25,6 +25,7 @@ from gemmary.checkpoints.convert import Meter, Progress
 from gemmary.checkpoints.huggingface import open_tokenizer, read_chat_template
 from gemmary.checkpoints.huggingface_write import write_around
 from gemmary.checkpoints.json_files import read_json
+from gemmary.checkpoints.mixes import ASKED, block_types, fallbacks
 from gemmary.checkpoints.safetensors import SafetensorsFile, show, write
 from gemmary.checkpoints.tensors import Tensor, bias_name, tensors
 from gemmary.config import Config
@@ -149,11 +150,11 @@ def save_packed(
     """
     from gemmary import _core
 
-    notices: list[str] = []
+    notices = fallbacks(source.config, format) if format in ASKED else []
     table = sorted(
         tensors(source.config), key=lambda t: t.is_norm
     )  # panels are whole lines of 64 bytes, norms may not be
-    formats = {t.name: _format(source.lookup(t.name), t, format) for t in table if not t.is_norm}
+    formats = _formats(source, table, format)
     metadata = {"format": KIND, "version": str(_core.PACKED_VERSION)}
     plan: list[tuple[str, str, tuple[int, ...]]] = []
     for tensor in table:
@@ -186,11 +187,13 @@ def save_packed(
     return notices
 
 
-def _format(leaf: Leaf, tensor: Tensor, asked: str | None) -> str:
-    """What a matrix is written in where `asked` is wanted of the model; as stored where that does not concern it."""
-    if asked in BLOCK_SIZES:
-        return tensor.blocks(asked) or leaf.format
-    return asked or leaf.format
+def _formats(source: Source, table: list[Tensor], asked: str | None) -> dict[str, str]:
+    """What each matrix is written in where `asked` is wanted of the model; as stored where that does not concern it."""
+    matrices = [t.name for t in table if not t.is_norm]
+    if asked is not None and asked not in ASKED:
+        return dict.fromkeys(matrices, asked)
+    blocks = block_types(source.config, asked) if asked is not None else {}
+    return {name: blocks.get(name) or source.lookup(name).format for name in matrices}
 
 
 def _panel_shape(tensor: Tensor, format: str) -> tuple[int, int]:

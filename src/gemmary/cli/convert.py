@@ -10,7 +10,7 @@ from gemmary.checkpoints import hub
 from gemmary.cli import console, parser
 from gemmary.memory import size
 
-DTYPES = ("float32", "bfloat16", "float16", "int8", "int4")
+DTYPES = ("float32", "bfloat16", "float16", "int8", "int4", "Q4_K", "Q6_K", "Q4_K_M")
 CHOICES = ("safetensors", "compressed-tensors", "gguf", "packed", "big_vision", "orbax")
 FORMATS = (
     "safetensors: a Hugging Face folder (default); compressed-tensors: one with its layers in int8 or int4, which "
@@ -32,7 +32,8 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="of the weights (default: as stored); int8 and int4: gguf, packed, compressed-tensors",
+        help="of the weights (default: as stored); int8 and int4: gguf, packed, compressed-tensors; Q4_K, Q6_K and the "
+        "mix of both, Q4_K_M: gguf, packed",
     )
     command.add_argument(
         "--allow-pickle",

@@ -1,4 +1,5 @@
-"""GGUF's block types in numpy, exactly as ggml defines them: what the bytes of a block mean, and blocks of 32 made.
+"""GGUF's block types in numpy, exactly as ggml defines them: what the bytes of a block mean, and blocks of 32 made
+(those of 256: kquants.py).
 
 A row of C weights is C / size blocks of `size` weights each. Scales are float16, widened before use; products and sums
 are single float32 operations in ggml's order, so results equal its reference code bit for bit. Letters: B blocks.
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmary.errors import GemmaryError
+from gemmary.quantize.kquants import make_q4_k, make_q6_k
 
 Bytes = npt.NDArray[Any]
 """uint8. (The stubs of numpy call a shifted uint8 a signed integer.)"""
@@ -62,8 +64,8 @@ def dequantize(format: str, data: Bytes) -> Float:
 
 
 def quantize(format: str, array: npt.NDArray[Any]) -> Bytes:
-    """float32 [rows, columns] -> uint8 [rows, bytes a row], by ggml's reference rounding. Formats: those whose
-    blocks are of 32 weights.
+    """float32 [rows, columns] -> uint8 [rows, bytes a row]. Formats: those of `MADE`. Blocks of 32 weights are those
+    of ggml's reference rounding; for blocks of 256 there is no such reference, and a search finds the scales.
 
     Raises GemmaryError for another format, rows that do not divide into blocks, and weights that are not finite or
     too large for a float16 scale.
@@ -71,10 +73,11 @@ def quantize(format: str, array: npt.NDArray[Any]) -> Bytes:
     if format not in _QUANTIZE:
         raise GemmaryError(f"quantizing to {format} is not supported: choose {', '.join(_QUANTIZE)}")
     rows, columns = array.shape
+    size, _ = BLOCK_SIZES[format]
     out = np.empty((rows, row_bytes(format, columns)), dtype=np.uint8)
     step = max(1, _CHUNK // max(1, columns))
     for start in range(0, rows, step):
-        blocks = np.asarray(array[start : start + step], dtype=np.float32).reshape(-1, 32)
+        blocks = np.asarray(array[start : start + step], dtype=np.float32).reshape(-1, size)
         out[start : start + step] = _QUANTIZE[format](blocks).reshape(-1, out.shape[1])
     return out
 
@@ -152,7 +155,11 @@ _QUANTIZE: dict[str, Callable[[Float], Bytes]] = {
     "Q4_1": _make_q4_1,
     "Q5_0": _make_q5_0,
     "Q5_1": _make_q5_1,
+    "Q4_K": make_q4_k,
+    "Q6_K": make_q6_k,
 }
+MADE = tuple(_QUANTIZE)
+"""The block types that `quantize` makes."""
 
 
 # Reading blocks: each takes uint8 [B, bytes] and gives float32 [B, size] ------------------------------------------

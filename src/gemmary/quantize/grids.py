@@ -52,7 +52,7 @@ def choose(format: str, x: Float, importance: Float) -> tuple[Float, Float]:
     grid = GRIDS[format]
     if not np.isfinite([x.min(), x.max()]).all():
         raise GemmaryError(_UNFIT)
-    fitted = _affine(grid, x, importance) if grid.has_least else (_symmetric(grid, x, importance), _zeros(x))
+    fitted = _affine(grid, x, importance) if grid.has_least else (symmetric(grid, x, importance), _zeros(x))
     with np.errstate(over="ignore"):
         scale, least = (each.astype(np.float16).astype(np.float32) for each in fitted)
     if not (np.isfinite(scale).all() and np.isfinite(least).all()):
@@ -93,8 +93,9 @@ def _zeros(x: Float) -> Float:
     return np.zeros(x.shape[1], dtype=np.float32)
 
 
-def _symmetric(grid: Grid, x: Float, importance: Float) -> Float:
-    """Scales [N], of either sign: a grid that reaches further below zero can be turned round."""
+def symmetric(grid: Grid, x: Float, importance: Float) -> Float:
+    """Scales [N] of a grid without a least value, for weights x [J, N] of importance [J, 1]: of the tried scales the
+    best, fitted. Of either sign: a grid that reaches further below zero can be turned round."""
     peak = np.take_along_axis(x, np.abs(x).argmax(axis=0)[None], axis=0)[0]
     best, scale = np.full(x.shape[1], np.float32(-1)), _zeros(x)
     ends = (grid.high,) if grid.high + grid.low == 0 else (grid.low, grid.high)
