@@ -77,6 +77,19 @@ def test_how_far_blocks_move_the_logits_is_told(dtype: str, least: float, tmp_pa
     assert layers.mean_kl is not None
 
 
+@pytest.mark.parametrize("dtype", ["Q4_K", "Q4_K_M"])
+def test_blocks_of_256(dtype: str, tmp_path: Path) -> None:
+    """Made twice, for the file and for its check: both are the same."""
+    _, checked = convert(tiny("gemma2-q256"), tmp_path / "m", format="packed", dtype=dtype)
+    assert checked.mean_kl is not None
+    assert 1e-4 < checked.mean_kl < 0.5
+    _, again = convert(open_checkpoint(tmp_path / "m"), tmp_path / "m.gguf", format="gguf")
+    assert again.mean_kl is None
+    notices, direct = convert(tiny("gemma2-q256"), tmp_path / "n.gguf", format="gguf", dtype=dtype)
+    assert direct.mean_kl == pytest.approx(checked.mean_kl)
+    assert not [notice for notice in notices if "do not divide" in notice]
+
+
 @pytest.mark.parametrize(("dtype", "kl"), [(None, False), ("int4", True)])
 def test_a_model_that_sees(dtype: str | None, kl: bool, tmp_path: Path) -> None:
     """Its tower has rows that do not divide into blocks, and biases."""

@@ -116,6 +116,31 @@ def test_every_block_type_passes_through_unchanged(format: str, tmp_path: Path) 
     assert kinds["token_embd.weight"] == format
 
 
+@pytest.mark.parametrize("format", ["Q4_K", "Q6_K"])
+def test_blocks_of_256_are_made(format: str, tmp_path: Path) -> None:
+    source = tiny("gemma3-q256")
+    notices = save_checkpoint(source, path := tmp_path / "m.gguf", format="gguf", dtype=format)
+    assert not [notice for notice in notices if "do not divide" in notice]
+    expected = stored_as(source, format)
+    same_leaves(open_checkpoint(path), expected)
+    for tensor in gguf.GGUFReader(path).tensors:
+        if tensor.name == "blk.3.ffn_down.weight":
+            assert tensor.tensor_type.name == format
+            theirs = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            assert np.array_equal(theirs, expected.lookup("layers.3.down").dequantize())
+
+
+def test_rows_that_blocks_of_256_do_not_fit_are_said(tmp_path: Path) -> None:
+    notices = save_checkpoint(tiny("gemma3-q32"), tmp_path / "m.gguf", format="gguf", dtype="Q4_K_M")
+    said = [n for n in notices if "do not divide into" in n]
+    assert [n.partition(": ")[2].partition(" where")[0] for n in said] == [
+        "embed, layers.down, layers.v are Q8_0",
+        "layers.down, layers.gate, layers.k, layers.o, layers.q, layers.up, layers.v are Q5_0",
+    ]
+    formats = open_checkpoint(tmp_path / "m.gguf").formats()
+    assert (formats["embed"], formats["layers.0.v"], formats["layers.0.gate"]) == ("Q8_0", "Q5_0", "Q5_0")
+
+
 # Files made with the gguf package, so that each departs from a sound one by one thing ---------------------------------
 
 

@@ -16,6 +16,7 @@ from gemmary.calibrate.formats import FORMATS
 from gemmary.calibrate.quantize import calibration_text
 from gemmary.checkpoints import open_checkpoint
 from gemmary.cli import quantize as command
+from gemmary.errors import GemmaryError
 from gemmary.verify import builtin_text
 from tests.cli.conftest import Gemmary
 from tests.cli.small_models import write_small
@@ -89,6 +90,42 @@ def test_for_transformers(gemmary_command: Gemmary, model: Path, tmp_path: Path)
     again = gemmary_command("convert", tmp_path / "q.gguf", tmp_path / "again", "--format", "compressed-tensors")
     assert again.code == 0, again.err
     assert "Q4_0 weights are written as float32" in again.err
+
+
+def test_a_gguf_file(gemmary_command: Gemmary, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows of 64 do not divide into blocks of 256: that is said, never silent."""
+    path = tmp_path / "small.gguf"
+    done = gemmary_command("quantize", model, "--to", "Q4_K_M", "--out", path)
+    assert done.code == 0, done.err
+    assert "of gguf" in done.out
+    assert "are Q5_0 where Q4_K was asked for" in done.err
+    stated = json.loads((tmp_path / "small.gguf.quality.json").read_text())
+    assert (stated["formats"]["embed"], stated["formats"]["layers.down"]) == ("Q8_0", "Q5_0, Q8_0")
+    assert 0 < stated["measured"]["mean_kl"] < 0.05
+    assert json.loads(gemmary_command("show", path, "--json").out)["quality"] == stated
+    verified = gemmary_command("verify", path, "--against", model, "--json")
+    assert json.loads(verified.out)["mean_kl"] == pytest.approx(stated["measured"]["mean_kl"])
+    names = {"small.gguf", "small.gguf.sha256", "small.gguf.quality.json"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    assert "already exists" in gemmary_command("quantize", model, "--out", path).error
+    monkeypatch.setattr("gemmary.calibrate.quality.measure", _full)
+    assert "cannot write" in gemmary_command("quantize", model, "--out", tmp_path / "other.gguf").error
+    assert {file.name for file in tmp_path.iterdir() if "other.gguf.parts" not in file.name} == names
+
+
+def _full(*_: object) -> None:
+    raise GemmaryError("cannot write it: No space left on device")
+
+
+@pytest.mark.parametrize(("to", "least", "most"), [("Q4_K", 4.5, 4.5), ("Q4_K_M", 4.5, 6.57), ("Q6_K", 6.56, 6.57)])
+def test_blocks_of_256(gemmary_command: Gemmary, tmp_path: Path, to: str, least: float, most: float) -> None:
+    wide = write_small(tmp_path / "wide", "gemma2-q256")
+    done = gemmary_command("quantize", wide, "--to", to, "--out", tmp_path / "q")
+    assert done.code == 0, done.err
+    assert "do not divide" not in done.err
+    stated = json.loads((tmp_path / "q" / "quality.json").read_text())
+    assert least <= stated["bits_per_weight"]["all"] <= most
+    assert 0 < stated["measured"]["mean_kl"] < 0.2
 
 
 def test_a_mix(gemmary_command: Gemmary, model: Path, tmp_path: Path, text: Path) -> None:
@@ -176,6 +213,9 @@ def test_mistakes_are_one_line(gemmary_command: Gemmary, model: Path, tmp_path: 
         (["--bits", "3", "--text", text, *out], "a mix has at least 4.5 bits"),
         (["--out", full], "already exists"),
         (["--method", "gptq", "--text", tmp_path / "none.txt", *out], "cannot read"),
+        (["--method", "gptq", "--to", "Q4_K", *out], "choose the method rtn"),
+        (["--format", "gguf", *out], "has a name that ends in .gguf"),
+        (["--format", "packed", "--out", tmp_path / "out.gguf"], "has a name that ends in .gguf"),
     ]:
         assert line in gemmary_command("quantize", model, *arguments).error
     assert "cannot be quantized: in embed rows of" in gemmary_command("quantize", odd, *out).error
