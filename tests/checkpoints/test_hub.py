@@ -13,8 +13,8 @@ import pytest
 
 import gemmary
 from gemmary.checkpoints import hub, starter
-from gemmary.checkpoints.download import select_files
 from gemmary.checkpoints.hub import HubName
+from gemmary.checkpoints.hub_files import select_files
 from gemmary.errors import GemmaryError
 from tests.checkpoints.fake_hub import COMMIT, Hub, Repo, serve
 
@@ -213,7 +213,7 @@ def test_which_files_are_fetched() -> None:
         "tokenizer.model",
     ]
     assert select_files(files, HubName("a/b", file="gemma.gguf")) == ["gemma.gguf"]
-    with pytest.raises(GemmaryError, match="neither safetensors nor GGUF"):
+    with pytest.raises(GemmaryError, match="no safetensors, GGUF, KerasHub or Orbax"):
         select_files({"pytorch_model.bin": 1}, HubName("a/b"))
     with pytest.raises(GemmaryError, match="cut into several files"):
         select_files({"g-00001-of-00002.gguf": 1, "g-00002-of-00002.gguf": 1}, HubName("a/b"))
@@ -229,7 +229,7 @@ def _environment(server: Hub | None = None, **extra: str) -> dict[str, str]:
     return {**keep, **to, "PYTHONPATH": str(SOURCE), **extra}
 
 
-def _pull(server: Hub | None, *cases: tuple[str, str], **extra: str) -> list[dict[str, str]]:
+def pull_all(server: Hub | None, *cases: tuple[str, str], **extra: str) -> list[dict[str, str]]:
     """Pulls (name, token) pairs in one child process, as the environment tells it where the hub is."""
     command = [sys.executable, "-W", "error", "-c", PULL, json.dumps(cases)]
     done = subprocess.run(command, env=_environment(server, **extra), capture_output=True, text=True)
@@ -262,7 +262,7 @@ def test_each_refusal_has_its_own_line_and_a_member_gets_the_files(cache: Path) 
             ("someone/gemma-GGUF:Q8_0", ""),
             ("gemma-2-2b-it", "member"),
         ]
-        results = _pull(server, *cases)
+        results = pull_all(server, *cases)
     errors = [result.get("error", "") for result in results]
     assert errors[0].startswith("no token: google/gemma-2-2b-it asks for one.")
     assert errors[1].startswith("licence not accepted: accept it at http://127.0.0.1:")
@@ -300,28 +300,28 @@ def test_a_killed_download_goes_on_where_it_was(cache: Path) -> None:
         arrived = partial.stat().st_size
         assert 0 < arrived < len(BIG)
         server.hold_after = None
-        (result,) = _pull(server, ("gemma-2-2b-it", "member"))
+        (result,) = pull_all(server, ("gemma-2-2b-it", "member"))
         assert server.ranges() == ["", f"bytes={arrived}-"]
         assert (Path(result["path"]) / "model.safetensors").read_bytes() == BIG
         before = len(server.ranges())
-        assert _pull(server, ("gemma-2-2b-it", "member")) == [result]
+        assert pull_all(server, ("gemma-2-2b-it", "member")) == [result]
         assert len(server.ranges()) == before, "nothing is fetched twice"
     assert not partial.exists()
 
 
 def test_damaged_bytes_are_never_kept(cache: Path) -> None:
     with serve(Hub(REPOS, damage=True)) as server:
-        (result,) = _pull(server, ("someone/gemma-GGUF:Q4_0", ""))
+        (result,) = pull_all(server, ("someone/gemma-GGUF:Q4_0", ""))
         assert result["error"] == "g-Q4_0.gguf of someone/gemma-GGUF arrived damaged (SHA-256 differs): pull it again"
         server.damage = False
-        (result,) = _pull(server, ("someone/gemma-GGUF:Q4_0", ""))
+        (result,) = pull_all(server, ("someone/gemma-GGUF:Q4_0", ""))
         assert Path(result["path"]).read_bytes() == BIG[:5000]
 
 
 def test_without_a_network_it_says_so(cache: Path) -> None:
-    (result,) = _pull(None, ("gemma-2-2b-it", ""))
+    (result,) = pull_all(None, ("gemma-2-2b-it", ""))
     assert result["error"].startswith("no network: the hub (http://127.0.0.1:9) cannot be reached")
-    (result,) = _pull(None, ("gemma-2-2b-it", ""), HF_HUB_OFFLINE="1")
+    (result,) = pull_all(None, ("gemma-2-2b-it", ""), HF_HUB_OFFLINE="1")
     assert result["error"].startswith("no network: HF_HUB_OFFLINE is set")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import re
@@ -19,25 +20,23 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from gemmary.checkpoints import hub, starter
 from gemmary.checkpoints.hub import HubName
 from gemmary.checkpoints.hub_errors import plain_errors
+from gemmary.checkpoints.hub_files import select_files
+from gemmary.checkpoints.hub_layouts import list_of, orbax_folders
 from gemmary.checkpoints.starter import Progress
 from gemmary.errors import GemmaryError
+from gemmary.files import atomic_file
 from gemmary.memory import size
 
 _WORKERS = 4
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BLOCK = 1 << 20
-_SIDE_FILES = re.compile(
-    r"(config|generation_config|special_tokens_map|added_tokens|preprocessor_config|processor_config|modules"
-    r"|config_sentence_transformers|sentence_bert_config|model\.safetensors\.index)\.json"
-    r"|tokenizer.*|chat_template.*|LICENSE.*|NOTICE.*|\d_(Pooling|Dense|Normalize)/[^/]+\.(json|safetensors)"
-)
 
 
 def pull(name: str, progress: Progress | None = None) -> Path:
@@ -86,16 +85,6 @@ def fetch_file(url: str, path: Path, sha256: str, size: int) -> None:
         os.replace(partial, path)
 
 
-def select_files(files: dict[str, int], hub_name: HubName) -> list[str]:
-    """Which files of a repository (name to bytes) a model needs: its weights in one format, config and tokenizer."""
-    weights = [f for f in files if PurePosixPath(f).suffix == ".safetensors" and "/" not in f]
-    if weights and hub_name.file is None:
-        return sorted({*weights, *(f for f in files if _SIDE_FILES.fullmatch(f))})
-    if not any(f.endswith(".gguf") for f in files):
-        raise GemmaryError(f"{hub_name.repo} holds neither safetensors nor GGUF weights: Gemmary cannot use it")
-    return [hub.choose_gguf(files, hub_name.file, hub_name.repo)]
-
-
 def _fetch(hub_name: HubName, progress: Progress | None) -> None:
     from huggingface_hub import HfApi, snapshot_download
 
@@ -103,6 +92,9 @@ def _fetch(hub_name: HubName, progress: Progress | None) -> None:
     siblings = {file.rfilename: file for file in info.siblings or ()}
     files = select_files({name: int(file.size or 0) for name, file in siblings.items()}, hub_name)
     folder = hub.repo_folder(hub_name.repo)
+    if orbax_folders(files):
+        with atomic_file(list_of(folder / "snapshots" / str(info.sha))) as listed:
+            listed.write(json.dumps(files).encode())
     large = [
         _Large(name, str(info.sha), lfs.sha256, lfs.size, folder)
         for name in files

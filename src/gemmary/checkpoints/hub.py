@@ -2,8 +2,9 @@
 
 A name is `starter`, `starter-vision`, a short name of the zoo (`gemma-2-2b-it`), a hub id (`org/name`), a folder or a
 `.gguf` file. A hub id takes `@revision` (a branch, tag or commit) and, where a repository holds several GGUF files,
-`:Q4_K_M` or `:file.gguf`. `random:NAME` is no place: `random_weights.py` makes what it means, and it is passed on as it
-is. Repositories lie in the cache that every tool of the Hugging Face hub shares: HF_HUB_CACHE, or HF_HOME/hub.
+`:Q4_K_M` or `:file.gguf`; of several Orbax checkpoints `:folder`. `random:NAME` is no place: `random_weights.py` makes
+what it means, and it is passed on as it is. Repositories lie in the cache that every tool of the Hugging Face hub
+shares: HF_HUB_CACHE, or HF_HOME/hub.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from gemmary import zoo
 from gemmary.checkpoints import starter
+from gemmary.checkpoints.hub_layouts import choose_orbax, keras_files, keras_missing, listed_missing, orbax_folders
 from gemmary.errors import GemmaryError
 from gemmary.memory import size
 
@@ -36,7 +38,7 @@ class HubName:
     repo: str
     revision: str | None = None
     file: str | None = None
-    """Part of a GGUF file's name, such as `Q4_K_M`, where one is meant."""
+    """Part of a GGUF file's name, such as `Q4_K_M`, where one is meant; or the folder of an Orbax checkpoint."""
 
     def __str__(self) -> str:
         return self.repo + (f"@{self.revision}" if self.revision else "") + (f":{self.file}" if self.file else "")
@@ -193,13 +195,14 @@ def _local(name: str, hub_name: HubName) -> Path:
 
 
 def _checkpoint_in(folder: Path, wanted: str | None, name: str) -> Path:
-    """The folder itself if it is a Hugging Face checkpoint, else the one GGUF file that is meant."""
-    if wanted is None and (folder / "config.json").is_file():
+    """The folder itself if it is a checkpoint, else the one GGUF file, or folder of Orbax's, that is meant."""
+    if wanted is None and ((folder / "config.json").is_file() or any(folder.glob("*.safetensors"))):
         return folder
-    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")]
-    if not files and wanted is None:
-        return folder
-    return folder / choose_gguf(files, wanted, name)
+    files = _names_in(folder)
+    folders = orbax_folders(files)
+    if any(file.endswith(".gguf") for file in files) or (wanted is not None and not folders):
+        return folder / choose_gguf(files, wanted, name)
+    return folder / choose_orbax(folders, wanted, name) if folders else folder
 
 
 def _own_checkpoint(folder: Path) -> Path:
@@ -239,20 +242,27 @@ def missing_files(snapshot: Path) -> list[str]:
         index = json.loads((snapshot / _INDEX).read_text(encoding="utf-8"))
         shards = sorted({str(file) for file in index["weight_map"].values()})
     except FileNotFoundError:
-        if any(snapshot.rglob("*.gguf")) or any(snapshot.glob("*.safetensors")):
-            return []
-        return ["model.safetensors"]
+        if lost := [*listed_missing(snapshot), *keras_missing(snapshot)]:
+            return lost
+        files = _names_in(snapshot)
+        known = any(file.endswith(".gguf") or ("/" not in file and file.endswith(".safetensors")) for file in files)
+        return [] if known or keras_files(files) or orbax_folders(files) else ["model.safetensors"]
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return []  # a bad index is for the checkpoint's reader to judge
     return [shard for shard in shards if not (snapshot / shard).is_file()]
 
 
+def _names_in(folder: Path) -> list[str]:
+    """Every file below a folder."""
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
 def _is_gemma(snapshot: Path, repo: str) -> bool:
-    if any(snapshot.rglob("*.gguf")) and "gemma" in repo.lower():
+    if "gemma" in repo.lower() and (any(snapshot.rglob("*.gguf")) or orbax_folders(_names_in(snapshot))):
         return True
     try:
         config = json.loads((snapshot / "config.json").read_text(encoding="utf-8"))
-        return "gemma" in str(config.get("model_type", "")).lower()
+        return "gemma" in str(config.get("model_type", config.get("class_name", ""))).lower()
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -18,6 +18,7 @@ from gemmary.checkpoints.checkpoint import Checkpoint
 from gemmary.checkpoints.einsums import KINDS, Array
 from gemmary.checkpoints.fields import Fields, periodic, show
 from gemmary.checkpoints.hdf5 import read_files
+from gemmary.checkpoints.hub_layouts import KERAS_INDEX, KERAS_SINGLE
 from gemmary.checkpoints.huggingface import read_chat_template
 from gemmary.checkpoints.json_files import read_json
 from gemmary.checkpoints.stored import Made, Stored, check_names, formats_of, leaves_of
@@ -29,7 +30,6 @@ from gemmary.zoo import alternating
 if TYPE_CHECKING:
     from gemmary.tokenizer import Tokenizer
 
-SINGLE, INDEX = "model.weights.h5", "model.weights.json"
 _SHARD = re.compile(r"model_\d{5}\.weights\.h5")
 _VOCABULARY = "assets/tokenizer/vocabulary.spm"
 _MOST_SHARDS = 1024
@@ -60,7 +60,7 @@ _LAYER = {
 
 def is_keras(path: Path) -> bool:
     """Whether a folder is a KerasHub preset."""
-    return (path / SINGLE).is_file() or (path / INDEX).is_file()
+    return (path / KERAS_SINGLE).is_file() or (path / KERAS_INDEX).is_file()
 
 
 def open_keras(path: Path, name: str | None = None) -> Checkpoint:
@@ -110,21 +110,21 @@ def _ours(kind: Callable[[Array, Config], Array], config: Config, array: Array) 
 
 def _files(path: Path) -> list[Path]:
     """The files of weights: one, or those that the index names."""
-    if not (path / INDEX).is_file():
-        return [path / SINGLE]
-    places = read_json(path / INDEX).get("weight_map")
+    if not (path / KERAS_INDEX).is_file():
+        return [path / KERAS_SINGLE]
+    places = read_json(path / KERAS_INDEX).get("weight_map")
     if not isinstance(places, dict):
-        raise GemmaryError(f"{path / INDEX} has no weight_map")
+        raise GemmaryError(f"{path / KERAS_INDEX} has no weight_map")
     found: set[str] = set()
     for files in places.values():
         for file in files if isinstance(files, list) else [files]:
             if not isinstance(file, str) or not _SHARD.fullmatch(file):
-                raise GemmaryError(f"{path / INDEX} names {show(file)}, which is no shard of this folder")
+                raise GemmaryError(f"{path / KERAS_INDEX} names {show(file)}, which is no shard of this folder")
             if not (path / file).is_file():
                 raise GemmaryError(f"{path} lacks the shard {file} that its index names")
             found.add(file)
     if len(found) > _MOST_SHARDS:
-        raise GemmaryError(f"{path / INDEX} names more than {_MOST_SHARDS} files")
+        raise GemmaryError(f"{path / KERAS_INDEX} names more than {_MOST_SHARDS} files")
     return [path / file for file in sorted(found)]
 
 
