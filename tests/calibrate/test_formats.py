@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from gemmary.calibrate import formats
-from gemmary.calibrate.formats import bits, bits_per_weight, cheapest, kind_of, mixed, sensitivity, stretches, uniform
+from gemmary.calibrate.formats import bits, bits_per_weight, cheapest, mixed, sensitivity, stretches, uniform
 from gemmary.checkpoints import Checkpoint
+from gemmary.checkpoints.mixes import kind_of
 from gemmary.errors import GemmaryError
 from gemmary.quantize.leaves import Dense
 from tests.tiny import TINY, random_leaves, random_tokens

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmary.calibrate import quality
-from gemmary.calibrate.formats import FORMATS, bits_per_weight, kind_of, mixed, uniform
+from gemmary.calibrate.formats import FORMATS, bits_per_weight, mixed, uniform
 from gemmary.calibrate.forward import run
 from gemmary.calibrate.parts import Parts, open_parts
 from gemmary.calibrate.quality import Measured, Quality
@@ -28,7 +28,7 @@ from gemmary.checkpoints.convert import Progress
 from gemmary.checkpoints.gguf_write import save_gguf, text_config
 from gemmary.checkpoints.huggingface_write import save_compressed
 from gemmary.checkpoints.json_files import write_json
-from gemmary.checkpoints.mixes import Q4_K_M, fallbacks
+from gemmary.checkpoints.mixes import Q4_K_M, fallbacks, kind_of
 from gemmary.checkpoints.packed import save_packed
 from gemmary.checkpoints.tensors import tensors
 from gemmary.errors import GemmaryError
