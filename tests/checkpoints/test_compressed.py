@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ import pytest
 from gemmary.batch import Batch, Chunk
 from gemmary.calibrate.quantize import quantize
 from gemmary.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
+from gemmary.checkpoints.compressed import is_packed
 from gemmary.checkpoints.safetensors import SafetensorsFile
 from gemmary.checkpoints.tensors import tensors
 from gemmary.engines import open_engine
 from gemmary.errors import GemmaryError
 from gemmary.quantize import blocks
+from gemmary.quantize.leaves import Leaf, quantized
 from tests.calibrate.test_quantize import TEXT, seer
 from tests.checkpoints.sources import logits
 from tests.cli.small_models import write_small
@@ -63,9 +67,48 @@ def test_the_layers_are_our_blocks_and_all_else_is_as_it_was(tmp_path: Path, kin
     assert relative_error(row, logits(made.config, made.lookup, tokens)[-1]) < BOUND
 
 
+def by_layer(source: Checkpoint) -> Checkpoint:
+    """All `down` and the second layer in int8, the rest of the layers in int4."""
+
+    def leaf(name: str) -> Leaf:
+        found = source.lookup(name)
+        if len(found.shape) == 1 or not name.startswith("layers."):
+            return found
+        return quantized(found, "Q8_0" if name.endswith(".down") or name.startswith("layers.1.") else "Q4_0")
+
+    return replace(source, leaves={name: partial(leaf, name) for name in source.leaves})
+
+
+def test_a_mix_names_its_modules(tmp_path: Path) -> None:
+    mixed = by_layer(open_checkpoint(write_small(tmp_path / "source", "gemma2-q32")))
+    save_checkpoint(mixed, tmp_path / "out", format=METHOD)
+    made = open_checkpoint(tmp_path / "out")
+    for tensor in tensors(made.config):
+        assert np.array_equal(made.lookup(tensor.name).dequantize(), mixed.lookup(tensor.name).dequantize())
+    groups = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["config_groups"]
+    count = made.config.num_layers
+    names = [f"model.{t.hugging_face.removesuffix('.weight')}" for t in tensors(made.config) if is_packed(t)]
+    chosen = {
+        group["weights"]["num_bits"]: {
+            name for name in names for target in group["targets"] if re.match(target.removeprefix("re:"), name)
+        }
+        for group in groups.values()
+    }
+    assert chosen[4] | chosen[8] == set(names)
+    assert not chosen[4] & chosen[8]
+    assert len(chosen[8]) == 7 + count - 1
+    assert r"re:.*layers\.\d+\.mlp\.down_proj$" in groups["group_1"]["targets"]
+
+
 @pytest.mark.parametrize(
     ("kind", "to", "method"),
-    [("gemma2-q32", "int4", "gptq"), ("gemma3-q32", "int4", "rtn"), ("gemma2-q32", "int8", "rtn")],
+    [
+        ("gemma2-q32", "int4", "gptq"),
+        ("gemma3-q32", "int4", "rtn"),
+        ("gemma2-q32", "int8", "rtn"),
+        ("gemma3-q32", "a mix by layer", "rtn"),
+        ("gemma2-q32", "a mix by kind", "gptq"),
+    ],
 )
 def test_transformers_computes_the_same(
     tmp_path: Path, kind: str, to: str, method: str, monkeypatch: pytest.MonkeyPatch
@@ -75,8 +118,14 @@ def test_transformers_computes_the_same(
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     monkeypatch.setattr("gemmary.calibrate.quality.measure", lambda *given: "elsewhere")
     source = write_small(tmp_path / "source", kind)
-    quantize(source, tmp_path / "out", format=METHOD, to=to, method=method, text=TEXT if method == "gptq" else None)
+    if to == "a mix by layer":
+        save_checkpoint(by_layer(open_checkpoint(source)), tmp_path / "out", format=METHOD)
+    else:
+        options: dict[str, Any] = {"to": to} if to in FORMATS else {"bits": 6.0}
+        text = TEXT if method == "gptq" else None
+        quantize(source, tmp_path / "out", format=METHOD, method=method, text=text, **options)
     made = open_checkpoint(tmp_path / "out")
+    assert len({f for name, f in made.formats().items() if name.startswith("layers.")} - {"F32"}) == 1 + ("mix" in to)
     tokens = random_tokens(made.config, 17)
     # transformers rounds the embedding scale to the dtype that it loads into, here float32; ours is bfloat16.
     ours = logits(replace(made.config, exact_embedding_scale=True), made.lookup, tokens)
@@ -160,7 +209,7 @@ def test_packed_folders_become_these_and_these_become_gguf(tmp_path: Path) -> No
         save_checkpoint(open_checkpoint(tmp_path / "source"), tmp_path / "none", format=METHOD)
     with pytest.raises(GemmaryError, match="int8 or int4, not of BF16"):
         save_checkpoint(source, tmp_path / "none", format=METHOD, dtype="bfloat16")
-    for options in ({"to": "Q5_0"}, {"embed": "int8"}, {"bits": 5.0}):
+    for options in ({"to": "Q5_0"}, {"embed": "int8"}):
         with pytest.raises(GemmaryError, match="the embedding table as it was"):
             quantize(tmp_path / "source", tmp_path / "none", format=METHOD, **options)  # type: ignore[arg-type]
     assert not (tmp_path / "none").exists()

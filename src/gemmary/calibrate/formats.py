@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gemmary.calibrate.forward import run
-from gemmary.checkpoints import Checkpoint
+from gemmary.checkpoints import Checkpoint, compressed
 from gemmary.checkpoints.convert import NAMES
 from gemmary.checkpoints.mixes import ASKED, block_types, kind_of
 from gemmary.checkpoints.tensors import Tensor, tensors
@@ -22,8 +22,11 @@ from gemmary.quantize.leaves import FLOATS, Leaf, padded_columns, quantized, sli
 FORMATS: dict[str, str] = {name: NAMES[name] for name in ("int8", "int4", *ASKED)}
 """What a user may ask for -> the block type, or the mix of them."""
 
-LADDER: tuple[tuple[str, float], ...] = (("Q4_0", 1.0), ("Q5_0", 1 / 4), ("Q8_0", 1 / 256))
+Ladder = tuple[tuple[str, float], ...]
+LADDER: Ladder = (("Q4_0", 1.0), ("Q5_0", 1 / 4), ("Q8_0", 1 / 256))
 """The formats of a mix, and the squared error of each over that of the first: a bit more halves the step."""
+PAIR = tuple(step for step in LADDER if step[0] in compressed.BITS)
+"""Those of them that a compressed-tensors folder holds."""
 TOKENS = 256
 """Of the calibration text, that the costs are measured on."""
 STRETCH = 64
@@ -68,17 +71,26 @@ def bits_per_weight(checkpoint: Checkpoint, formats: dict[str, str]) -> dict[str
 
 
 def mixed(
-    checkpoint: Checkpoint, target: float, ids: Sequence[int], progress: Callable[[int, int], None]
+    checkpoint: Checkpoint,
+    target: float,
+    ids: Sequence[int],
+    progress: Callable[[int, int], None],
+    *,
+    layers_only: bool = False,
 ) -> dict[str, str]:
-    """The block type of every matrix, so that all together have at most `target` bits a weight.
+    """The block type of every matrix, so that all together have at most `target` bits a weight. layers_only: of the
+    matrices of the decoder's layers alone, and of those types that a compressed-tensors folder holds.
 
     Matrices of one kind (all `gate`s) have one format. The choice is that of the least cost, as measured
     for each kind by itself.
 
     Raises GemmaryError for a target below the coarsest, and for rows that do not divide into blocks.
     """
-    coarsest = LADDER[0][0]
+    ladder = PAIR if layers_only else LADDER
+    coarsest = ladder[0][0]
     found = uniform(checkpoint, coarsest)
+    if layers_only:
+        found = {t.name: found[t.name] for t in tensors(checkpoint.config) if compressed.is_packed(t)}
     weights: dict[str, int] = {}
     for tensor in tensors(checkpoint.config):
         if tensor.name in found and found[tensor.name] == coarsest:
@@ -86,24 +98,26 @@ def mixed(
     if target < bits(coarsest):
         raise GemmaryError(f"a mix has at least {bits(coarsest)} bits a weight ({coarsest}), not {target}")
     costs = sensitivity(checkpoint, coarsest, sorted(weights), stretches(ids), progress)
-    steps = cheapest(weights, costs, target)
-    return {name: LADDER[steps[kind_of(name)]][0] if kind_of(name) in steps else f for name, f in found.items()}
+    steps = cheapest(weights, costs, target, ladder)
+    return {name: ladder[steps[kind_of(name)]][0] if kind_of(name) in steps else f for name, f in found.items()}
 
 
-def cheapest(weights: dict[str, int], costs: dict[str, float], target: float) -> dict[str, int]:
-    """The step of `LADDER` for each kind, with the least cost of all whose bits fit the target: every choice is tried.
+def cheapest(
+    weights: dict[str, int], costs: dict[str, float], target: float, ladder: Ladder = LADDER
+) -> dict[str, int]:
+    """The step of a ladder for each kind, with the least cost of all whose bits fit the target: every choice is tried.
 
     weights: how many weights a kind has. costs: what the coarsest format of a kind costs.
     """
     room = target * sum(weights.values())
 
     def cost(steps: Iterable[int]) -> float:
-        return sum(costs[kind] * LADDER[step][1] for kind, step in zip(weights, steps, strict=True))
+        return sum(costs[kind] * ladder[step][1] for kind, step in zip(weights, steps, strict=True))
 
     def size(steps: Iterable[int]) -> float:
-        return sum(count * bits(LADDER[step][0]) for count, step in zip(weights.values(), steps, strict=True))
+        return sum(count * bits(ladder[step][0]) for count, step in zip(weights.values(), steps, strict=True))
 
-    choices = product(range(len(LADDER)), repeat=len(weights))
+    choices = product(range(len(ladder)), repeat=len(weights))
     return dict(zip(weights, min((steps for steps in choices if size(steps) <= room), key=cost), strict=True))
 
 

@@ -98,7 +98,8 @@ def quantize(
     reads = method == "gptq" or bits is not None
     ids = calibration_ids(checkpoint, text) if reads else []
     if bits is not None:
-        formats = mixed(checkpoint, bits, ids, partial(told, "measuring sensitivity"))
+        measuring = partial(told, "measuring sensitivity")
+        formats = mixed(checkpoint, bits, ids, measuring, layers_only=format == compressed.METHOD)
     else:
         formats = uniform(checkpoint, FORMATS[to], FORMATS[embed] if embed else None)
     if format == compressed.METHOD:
@@ -261,7 +262,7 @@ def _check(out: Path, format: str, to: str, method: str, embed: str | None, bits
         raise GemmaryError(f"no format is called {format!r}: choose packed, gguf or {compressed.METHOD}")
     if (format == "gguf") != (out.suffix == ".gguf"):
         raise GemmaryError(f"{out}: a GGUF file, and nothing else, has a name that ends in .gguf")
-    if format == compressed.METHOD and (FORMATS[to] not in compressed.BITS or embed is not None or bits is not None):
+    if format == compressed.METHOD and (FORMATS[to] not in compressed.BITS or embed is not None):
         raise GemmaryError(f"{compressed.METHOD} holds layers of int8 or int4, and the embedding table as it was")
     if bits is not None and embed is not None:
         raise GemmaryError("--bits chooses the format of the embedding table too: leave --embed out")

@@ -2,7 +2,8 @@
 
 In place of `X.weight` [R, C] a file has `X.weight_packed` (int32 [R, C * bits / 32]: the integers plus 2^(bits - 1),
 the lowest bits of a word first), `X.weight_scale` [R, C / group] and `X.weight_shape` (int64 [2]: R, C); what groups
-there are stands in config.json. Source: the package compressed_tensors 0.20, `compressors/pack_quantized`.
+there are, of which modules, stands in config.json. Source: the package compressed_tensors 0.20,
+`compressors/pack_quantized`.
 
 Groups of 32 without a zero point are our Q4_0 and Q8_0 with the very same integers and scales; larger groups are
 several blocks of one scale. Nothing is rounded either way, and what would have to be is refused.
@@ -10,6 +11,7 @@ several blocks of one scale. Nothing is rounded either way, and what would have 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,25 +53,49 @@ def is_packed(tensor: Tensor) -> bool:
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
-def quantization_config(format: str) -> dict[str, Any]:
-    """What config.json says of a model whose layers are in `format`, a key of `BITS`."""
-    weights = {
-        "dynamic": False,
-        "group_size": GROUP,
-        "num_bits": BITS[format],
-        "strategy": "group",
-        "symmetric": True,
-        "type": "int",
-    }
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+def quantization_config(formats: Mapping[str, str]) -> dict[str, Any]:
+    """What config.json says of a model whose layers' weights (`layers.0.mlp.up_proj.weight`, …) are in these formats,
+    keys of `BITS`: a group of modules for each, named where there are several."""
+    kinds = sorted(set(formats.values()))
+
+    def group(format: str) -> dict[str, Any]:
+        weights = {
+            "dynamic": False,
+            "group_size": GROUP,
+            "num_bits": BITS[format],
+            "strategy": "group",
+            "symmetric": True,
+            "type": "int",
+        }
+        targets = _targets(formats, format) if len(kinds) > 1 else ["Linear"]
+        activations = {"input_activations": None, "output_activations": None}
+        return {"targets": targets, "weights": weights, **activations, "format": "pack-quantized"}
+
     return {
-        "config_groups": {"group_0": group | {"format": "pack-quantized"}},
+        "config_groups": {f"group_{i}": group(format) for i, format in enumerate(kinds)},
         "format": "pack-quantized",
         "ignore": _LEFT_ALONE,
         "kv_cache_scheme": None,
         "quant_method": METHOD,
         "quantization_status": "compressed",
     }
+
+
+def _targets(formats: Mapping[str, str], format: str) -> list[str]:
+    """Patterns of the modules in one format: a kind of matrix a line, of all its layers or of some."""
+    layers: dict[str, list[str]] = {}
+    everywhere: Counter[str] = Counter()
+    for name, found in formats.items():
+        _, layer, module = name.removesuffix(".weight").split(".", 2)
+        everywhere[module] += 1
+        if found == format:
+            layers.setdefault(module, []).append(layer)
+    return [
+        r"re:.*layers\.{}\.{}$".format(
+            r"\d+" if len(some) == everywhere[module] else f"({'|'.join(some)})", module.replace(".", r"\.")
+        )
+        for module, some in layers.items()
+    ]
 
 
 def words(leaf: Leaf, format: str) -> Iterator[Bytes]:

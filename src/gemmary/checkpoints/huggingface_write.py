@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,12 @@ def save_folder(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
     *,
-    layers: str | None = None,
+    layers: Mapping[str, str] | None = None,
     finish: Callable[[Path], None] | None = None,
 ) -> list[str]:
     """Writes the folder `path`, atomically, with SHA256SUMS in it. format: F32, BF16, F16, or None: as stored.
 
-    layers: Q4_0 or Q8_0, which the decoder's layers are written in as compressed-tensors has them (`compressed.py`);
+    layers: name of each matrix of the decoder's layers -> Q4_0 or Q8_0, as compressed-tensors has them (compressed.py);
     None: every weight is written in one format. Other quantized weights are dequantized (None: to F32, which holds them
     exactly). finish: called with the folder when all else is in it, before it has its name; may add files.
 
@@ -65,15 +65,17 @@ def save_folder(
     if format is not None and format not in FLOATS:
         raise GemmaryError(f"a Hugging Face folder is written as {', '.join(_TORCH_NAMES.values())}, not {format}")
     config = source.config
-    packed = [t for t in tensors(config) if layers and compressed.is_packed(t)]
+    layers = layers or {}
+    packed = [t for t in tensors(config) if t.name in layers]
     format, notices = _choose(source, [t for t in tensors(config) if t not in packed], format)
     parts: dict[bool, list[_Part]] = {False: [], True: []}
     for tensor in tensors(config):
-        made = _packed(source, tensor, layers) if layers and tensor in packed else _dense(source, tensor, format)
+        is_packed = tensor.name in layers
+        made = _packed(source, tensor, layers[tensor.name]) if is_packed else _dense(source, tensor, format)
         parts[tensor.is_pooled_dense] += made
     meter = Meter(sum(part.nbytes for part in (*parts[False], *parts[True])), progress)
     with atomic_folder(path) as folder:
-        said = compressed.quantization_config(layers) if layers else None
+        said = compressed.quantization_config({t.hugging_face: layers[t.name] for t in packed}) if packed else None
         write_around(source, folder, _TORCH_NAMES[format], notices, said)
         _write_weights(folder, parts[False], shard_bytes, meter)
         if config.bidirectional:
@@ -94,14 +96,14 @@ def save_compressed(
     finish: Callable[[Path], None] | None = None,
 ) -> list[str]:
     """A folder whose layers are quantized, which transformers loads with compressed-tensors. layers: Q4_0, Q8_0, or
-    None: as stored. As `save_folder` beyond that."""
-    packed = [tensor for tensor in tensors(source.config) if compressed.is_packed(tensor)]
-    formats = [layers] if layers else sorted({source.lookup(tensor.name).format for tensor in packed})
-    if len(formats) != 1 or formats[0] not in compressed.BITS:
+    None: each matrix as stored. As `save_folder` beyond that."""
+    packed = [tensor.name for tensor in tensors(source.config) if compressed.is_packed(tensor)]
+    formats = {name: layers or source.lookup(name).format for name in packed}
+    if others := sorted(set(formats.values()) - compressed.BITS.keys()):
         raise GemmaryError(
-            f"{compressed.METHOD} holds layers of int8 or int4, not of {', '.join(formats)}: choose one of them"
+            f"{compressed.METHOD} holds layers of int8 or int4, not of {', '.join(others)}: choose one of them"
         )
-    return save_folder(source, path, None, shard_bytes, progress, layers=formats[0], finish=finish)
+    return save_folder(source, path, None, shard_bytes, progress, layers=formats, finish=finish)
 
 
 def _dense(source: Source, tensor: Tensor, format: str) -> Iterator[_Part]:

@@ -47,7 +47,8 @@ def add(commands: Any) -> None:
         "--bits",
         type=_bits,
         metavar="X",
-        help="instead of --to: a mix of at most X bits a weight, finest where rounding was measured to cost most",
+        help="instead of --to: a mix of at most X bits a weight, finest where rounding was measured to cost most "
+        "(with compressed-tensors: of int4 and int8, in the layers)",
     )
     command.add_argument("--method", choices=("rtn", "gptq"), default="rtn", help=METHOD_HELP)
     command.add_argument("--text", metavar="FILE", help=TEXT_HELP)
