@@ -214,7 +214,7 @@ def test_a_failed_request_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     engine = CountingEngine(exact=True)
     scheduler = Scheduler(engine)
 
-    def fail(*_: Any) -> Array:
+    def fail(*_: Any, **__: Any) -> Array:
         raise GemmaryError("the tower broke")
 
     asked = request([2, 60], picture(0))
