@@ -45,9 +45,9 @@ class PackedWeights:
 
     def __call__(self, name: str) -> Weight:
         if name not in self._weights:
-            leaf, bias = self._lookup(name), None
-            if isinstance(leaf, Affine):
-                leaf, bias = leaf.weight, self._vector(leaf.bias)
+            leaf = self._lookup(name)
+            bias = self._vector(leaf.bias) if isinstance(leaf, Affine) else None
+            leaf = leaf.weight if isinstance(leaf, Affine) else leaf
             adapters = self._adapters(name, leaf) if isinstance(leaf, LoRA) else []
             self._weights[name] = Weight(name, self._data(name, leaf), adapters, bias)
         return self._weights[name]

@@ -17,7 +17,7 @@ class AdaptedLinear(nn.Linear):
     def __init__(self, weight: Tensor, leaf: LoRA, bias: Tensor | None = None) -> None:
         super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
         self.weight = nn.Parameter(weight)
-        self.bias = None if bias is None else nn.Parameter(bias)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         self.scales: dict[int, float] = {}
         for number, (lora, gain) in enumerate(zip(leaf.adapters, leaf.gains, strict=True), 1):
             if lora is not None:
