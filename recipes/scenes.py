@@ -298,12 +298,14 @@ def main() -> None:
 
 
 def finishing(scenes: list[dict[str, Any]], questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows to end with: all that ask for masks, as many for boxes and of easy-vqa's questions, half as many others."""
+    """Rows to end with: all that ask for masks, as many for boxes, half as many others and of easy-vqa's questions, and
+    twice all of those that ask whether there is a shape: one in five of the questions, and the last to be learnt."""
     masks = [row for row in scenes if row["prefix"].startswith("segment ")]
     boxes = [row for row in scenes if row["prefix"].startswith("detect ")]
     others = [row for row in scenes if "objects" not in row]
+    whether = [row for row in questions if row["suffix"] in ("yes", "no") and " shape" not in row["prefix"]]
     count = len(masks)
-    return [*masks, *_some(boxes, count), *_some(questions, count), *_some(others, count // 2)]
+    return [*masks, *_some(boxes, count), *whether * 2, *_some(questions, count // 2), *_some(others, count // 2)]
 
 
 def _some(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -195,6 +195,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("vision-tower"), metavar="FOLDER")
     parser.add_argument("--steps", type=int, nargs=2, default=(8000, 2500), help="of 32 pictures (default: 8000 2500)")
     arguments = parser.parse_args()
+    if not (arguments.pictures / "cells.npz").is_file():
+        parser.error(f"{arguments.pictures} has no cells.npz: make it with recipes.scenes")
     settings = PretrainSettings.read(arguments.configuration, out=str(arguments.out))
     start, _ = prepare(settings)
     untrained = open_checkpoint(start / UNTRAINED)

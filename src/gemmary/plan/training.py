@@ -17,8 +17,8 @@ RANK = 16
 
 
 @dataclass(frozen=True)
-class Needs:
-    """Bytes."""
+class TrainingBytes:
+    """What a training run holds, in bytes."""
 
     weights: int
     optimizer: int
@@ -27,13 +27,13 @@ class Needs:
     """Activations where each layer's are computed twice."""
 
 
-def training_bytes(config: Config, base: int, tokens: int, width: int, *, full: bool) -> Needs:
+def training_bytes(config: Config, base: int, tokens: int, width: int, *, full: bool) -> TrainingBytes:
     """base: bytes of the frozen weights. tokens: of a step. width: bytes of a number that is computed with. full: every
     weight is trained, with AdamW, and not an adapter beside frozen ones."""
     trained = config.total_parameters if full else adapter_parameters(config)
     kept = activation_bytes_per_token(config, width)
     stream = config.num_layers * config.hidden_size * width
-    return Needs(
+    return TrainingBytes(
         weights=(0 if full else base) + 4 * trained,
         optimizer=(FULL_BYTES["adamw"] - 4) * trained,
         activations=int(MARGIN * kept * tokens),
