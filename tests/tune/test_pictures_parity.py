@@ -21,7 +21,8 @@ from gemmary.tune.rows import Example
 from gemmary.tune.settings import TARGETS
 from tests.parity.peers import torch
 from tests.parity.test_paligemma import PATCHES, VOCABULARY, peers, pixels
-from tests.tune.tiny_runs import Run, adapted_weights
+from tests.tiny import TINY
+from tests.tune.tiny_runs import Run, adapted_weights, checkpoint_of
 
 from gemmary.tune.model import TuneModel, build  # isort: skip (needs torch)
 
@@ -151,6 +152,8 @@ def test_a_step(peers: Any, generation: str, method: str) -> None:
 def test_targets_that_no_tower_has(peers: Any) -> None:
     with pytest.raises(GemmaryError, match="gate names no layer of a vision tower"):
         ours(peers["gemma"][1], trains_tower=True, lora_targets=("gate",))
+    with pytest.raises(GemmaryError, match="only PaliGemma's vision tower is tuned"):
+        build(checkpoint_of(TINY["gemma"]), Run(trains_tower=True), torch.device("cpu"), torch.float32)  # type: ignore[arg-type]
 
 
 def test_a_picture_counts(peers: Any) -> None:

@@ -130,7 +130,10 @@ def attach(model: Model, settings: Settings) -> dict[str, LoraLinear]:
     of the tower and its projection: name in the tensor table -> layer, in the table's order. The first values come
     from `settings.seed` alone.
 
-    Raises GemmaryError where none is named, or none of a tower that is to be trained."""
+    Raises GemmaryError where none is named, or none of a tower that is to be trained, or where there is no such tower.
+    """
+    if settings.trains_tower and not model.config.prefix_lm:
+        raise GemmaryError("only PaliGemma's vision tower is tuned: leave --train-tower out")
     generator = torch.Generator().manual_seed(settings.seed)
     options = (settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.rslora, settings.dora)
     found: dict[str, LoraLinear] = {}
