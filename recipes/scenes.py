@@ -59,8 +59,7 @@ class Thing:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """Left, top, right, bottom of what is seen, in pixels; right and bottom lie behind the last one."""
-        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        return box_of(self.mask)
 
     @property
     def name(self) -> str:
@@ -75,10 +74,16 @@ class Scene:
     """From top to bottom, by the tops of their boxes."""
 
 
+def box_of(mask: Mask) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of a mask [rows, columns], in pixels; right and bottom lie behind the last one."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def scene(seed: int, size: int = SIZE, shapes: Mapping[str, Shape] = SHAPES, most: int = len(COUNTS)) -> Scene:
     """One thing to four, or `most`, on a background of its own."""
     random = np.random.default_rng(seed)
-    ground = _ground(random, size)
+    ground = background(random, size)
     picture, placed = ground.copy(), list[tuple[str, str, Mask]]()
     wanted = min(most, 1 + int(random.choice(len(COUNTS), p=COUNTS)))
     for _ in range(12 * wanted):
@@ -100,7 +105,7 @@ def scene(seed: int, size: int = SIZE, shapes: Mapping[str, Shape] = SHAPES, mos
     return Scene(np.clip(np.rint(picture + noise), 0, 255).astype(np.uint8), tuple(things))
 
 
-def _ground(random: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
+def background(random: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
     """A gradient between two light colours, two dark ones or two of any kind, in any direction. [size, size, 3]"""
     low, high = ((200, 256), (200, 256), (30, 110), (60, 256))[random.integers(4)]
     first = random.uniform(low, high, 3)
@@ -293,14 +298,14 @@ def main() -> None:
 
 
 def finishing(scenes: list[dict[str, Any]], questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows to end with: all that ask for masks, as many for boxes, half as many others and of easy-vqa's questions, and
-    twice all of those that ask whether there is a shape: one in five of the questions, and the last to be learnt."""
+    """Rows to end with: all that ask for masks, as many for boxes and of easy-vqa's questions, half as many others, and
+    twice all the questions whether there is a shape: one in five of easy-vqa's, and the last to be learnt."""
     masks = [row for row in scenes if row["prefix"].startswith("segment ")]
     boxes = [row for row in scenes if row["prefix"].startswith("detect ")]
     others = [row for row in scenes if "objects" not in row]
     whether = [row for row in questions if row["suffix"] in ("yes", "no") and " shape" not in row["prefix"]]
     count = len(masks)
-    return [*masks, *_some(boxes, count), *whether * 2, *_some(questions, count // 2), *_some(others, count // 2)]
+    return [*masks, *_some(boxes, count), *whether * 2, *_some(questions, count), *_some(others, count // 2)]
 
 
 def _some(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 from gemmary.checkpoints.peft import Adapter, linear_names, read_adapter
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
-from gemmary.quantize.leaves import Leaf
+from gemmary.quantize.leaves import Leaf, with_weight
 from gemmary.quantize.lora import LoRA
 
 
@@ -34,7 +34,10 @@ def wrapped(lookup: Callable[[str], Leaf], config: Config, adapters: Sequence[Ad
 
     def with_adapters(name: str) -> Leaf:
         leaf = lookup(name)
-        return LoRA(leaf, tuple(adapter.weights.get(name) for adapter in adapters)) if name in linears else leaf
+        if name not in linears:
+            return leaf
+        each = tuple(adapter.weights.get(name) for adapter in adapters)
+        return with_weight(leaf, lambda weight: LoRA(weight, each))
 
     return with_adapters
 

@@ -60,8 +60,7 @@ class Batch:
 
     def adapted(self) -> list[tuple[int, slice]]:
         """The sequences that have an adapter: its number, and their rows."""
-        pairs = zip(self.adapters, self.sequences, strict=False)
-        return [(number, rows) for number, rows in pairs if number]
+        return adapted_rows(self.adapters or [0] * len(self.sequences), self.sequences)
 
     @classmethod
     def of(cls, config: Config, chunks: Sequence[Chunk], candidates: int = 0) -> Batch:
@@ -99,6 +98,11 @@ class Batch:
             candidates,
             tuple(chunk.adapter for chunk in chunks),
         )
+
+
+def adapted_rows(adapters: Sequence[int], sequences: Sequence[slice]) -> list[tuple[int, slice]]:
+    """The sequences that have an adapter: its number, and their rows. adapters: the number of each, 0 for none."""
+    return [(number, rows) for number, rows in zip(adapters, sequences, strict=True) if number]
 
 
 _NONE: Int32 = np.empty((0, 2), dtype=np.int32)

@@ -33,7 +33,7 @@ def logits(model: Model, ids: Sequence[int], pixels: npt.ArrayLike | None, adapt
     seen = None
     if images is not None:
         with model.scheduler.lock:
-            seen = model.engine.see(images)
+            seen = model.engine.see(images, adapter=adapter)
     if model.config.prefix_lm:
         return _prefix_logits(model, ids, seen, adapter)
     out = np.empty((len(ids), model.config.vocab_size), dtype=np.float32)

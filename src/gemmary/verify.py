@@ -4,7 +4,8 @@
     report.passed, report.exit_code, report.to_json()
 
 Over a real text the next-token distributions are compared at every position, and over its beginning the named
-intermediates, so that a failure names the layer where it begins. Rows of logits are taken a few at a time: no array of
+intermediates, so that a failure names the layer where it begins. Of models that see, also what their towers make of a
+picture of colours that come and go in waves. Rows of logits are taken a few at a time: no array of
 the whole text and vocabulary exists.
 """
 
@@ -36,7 +37,8 @@ _ROW_BYTES = 64 << 20
 @dataclass(frozen=True)
 class Limits:
     """What may differ. mean_kl in nats; top1: share of positions with the same likeliest token; nll: relative;
-    cosine: the least similarity of two embeddings of one text (embedding models, which are held to nothing else)."""
+    cosine: the least similarity of two embeddings of one text (embedding models, which are held to nothing else), or of
+    what two towers make of a picture."""
 
     name: str
     mean_kl: float
@@ -150,6 +152,8 @@ def verify(
         found = _compare_embeddings(model, against, ids, limits, failures)
     else:
         found = _compare_logits(model, against, ids, limits, failures, progress)
+    if model.config.vision is not None and model.config.vision == against.config.vision:
+        found["cosine"] = _compare_towers(model, against, limits, failures)
     taps = compare_taps(model, against, ids[:TAP_TOKENS])
     return Report(
         model=model.description,
@@ -245,7 +249,27 @@ def _compare_embeddings(
         chunks = [Chunk(piece, outputs="none", adapter=each.adapter_number()) for piece in pieces]
         with each.scheduler.lock:
             vectors.append(each.engine.embed(Batch.of(each.config, chunks)))
-    cosine = float(np.min(np.sum(vectors[0].astype(np.float64) * vectors[1], axis=1)))
+    return {"cosine": _cosine(vectors[0], vectors[1], "embeddings", limits, failures)}
+
+
+def _compare_towers(model: Model, against: Model, limits: Limits, failures: list[str]) -> float:
+    """The least cosine of two tokens in the same place of a picture."""
+    vision = model.config.vision
+    assert vision is not None
+    edge = np.linspace(0, 2 * np.pi, vision.image_size, dtype=np.float32)
+    down, across = np.sin(3 * edge), np.cos(2 * edge)
+    picture = np.stack([np.outer(down, across), np.outer(across, down), np.add.outer(down, across) / 2], axis=-1)
+    tokens = []
+    for each in (model, against):
+        with each.scheduler.lock:
+            tokens.append(each.engine.see(picture[None], adapter=each.adapter_number()))
+    return _cosine(tokens[0], tokens[1], "picture's tokens", limits, failures)
+
+
+def _cosine(mine: Floats, theirs: Floats, what: str, limits: Limits, failures: list[str]) -> float:
+    """The least of the rows' cosines."""
+    mine, theirs = (each / np.linalg.norm(each.astype(np.float64), axis=1, keepdims=True) for each in (mine, theirs))
+    cosine = float(np.min(np.sum(mine * theirs, axis=1)))
     if not cosine >= limits.cosine:
-        failures.append(f"cosine of the embeddings down to {cosine:.4f}, {limits.cosine} required")
-    return {"cosine": cosine}
+        failures.append(f"cosine of the {what} down to {cosine:.4f}, {limits.cosine} required")
+    return cosine

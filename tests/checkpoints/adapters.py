@@ -8,21 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from gemmary.checkpoints.peft import Adapter, AdapterConfig, LoraWeights, linear_names
+from gemmary.checkpoints.peft import Adapter, AdapterConfig, LoraWeights, linear_names, target_ends
+from gemmary.checkpoints.tensors import module_layout
 from gemmary.config import Config
-from gemmary.quantize.leaves import Dense
+from gemmary.quantize.leaves import Dense, Leaf, with_weight
 from tests.runs import Lookup
-
-ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def random_adapter(
-    config: Config, *, seed: int = 0, rank: int = 3, targets: tuple[str, ...] = ALL, **rest: Any
+    config: Config, *, seed: int = 0, rank: int = 3, targets: tuple[str, ...] = (), **rest: Any
 ) -> Adapter:
-    """One that bites: scale · B·A is about a third of a weight of `tests.tiny`. rest: of AdapterConfig."""
-    described = AdapterConfig(rank, 2.0 * rank, targets, prefix="" if config.pooled_dense else "model.", **rest)
+    """One that bites: scale · B·A is about a third of a weight of `tests.tiny`. targets: of all linear layers where
+    none are given. rest: of AdapterConfig."""
+    names = {tensor.name for tensor in linear_names(config).values()}
+    layout = rest.pop("layout", module_layout(config))
+    targets = targets or target_ends(config, names, layout)
+    described = AdapterConfig(rank, 2.0 * rank, targets, layout=layout, **rest)
     weights = {}
-    for path, tensor in linear_names(config).items():
+    for path, tensor in linear_names(config, layout).items():
         if described.targeted(path):
             rng = np.random.default_rng([seed, zlib.crc32(tensor.name.encode())])
             outputs, inputs = tensor.shape
@@ -47,8 +50,9 @@ def merged(lookup: Lookup, adapter: Adapter) -> Lookup:
     def leaf(name: str) -> Any:
         base = lookup(name)
         weights = adapter.weights.get(name)
-        if weights is None:
-            return base
+        return base if weights is None else with_weight(base, lambda bare: summed(bare, weights))
+
+    def summed(base: Leaf, weights: LoraWeights) -> Dense:
         whole = base.dequantize() + weights.scale * (weights.b.astype(np.float64) @ weights.a)
         if weights.magnitude is not None:
             whole *= (weights.magnitude / np.linalg.norm(whole, axis=1))[:, None]

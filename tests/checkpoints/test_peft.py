@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 
 from gemmary.checkpoints import safetensors
-from gemmary.checkpoints.peft import CONFIG, WEIGHTS, Adapter, read_adapter, write_adapter
+from gemmary.checkpoints.peft import CONFIG, WEIGHTS, Adapter, read_adapter, target_ends, write_adapter
 from gemmary.checkpoints.safetensors import SafetensorsFile
+from gemmary.checkpoints.tensors import LAYOUTS, Layout
 from gemmary.errors import GemmaryError
 from gemmary.files import HashingFile
 from tests.checkpoints.adapters import mixed_adapter, random_adapter
 from tests.checkpoints.test_hostile import alter, flip, refused
 from tests.tiny import TINY
+from tests.vision import tiny_gemma3, tiny_paligemma
 
 GEMMA2 = TINY["gemma2"]
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -35,14 +37,46 @@ def same(found: Adapter, written: Adapter) -> None:
             np.testing.assert_array_equal(found.weights[name].magnitude, weights.magnitude)
 
 
-@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3", "embeddinggemma"])
+FAMILIES = {name: TINY[name] for name in ("gemma", "gemma2", "gemma3", "embeddinggemma")} | {
+    "paligemma": tiny_paligemma.CONFIG,
+    "gemma3-vision": tiny_gemma3.CONFIG,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dora", [False, True])
 def test_what_was_written_is_read(tmp_path: Path, family: str, dora: bool) -> None:
-    adapter = mixed_adapter(TINY[family], dora=dora, rslora=dora, dropout=0.05, base_model="google/gemma")
+    adapter = mixed_adapter(FAMILIES[family], dora=dora, rslora=dora, dropout=0.05, base_model="google/gemma")
+    assert any(name.startswith("vision.") for name in adapter.weights) == (FAMILIES[family].vision is not None)
     write_adapter(tmp_path / "new" / "adapter", adapter)
-    found = read_adapter(tmp_path / "new" / "adapter", TINY[family])
+    found = read_adapter(tmp_path / "new" / "adapter", FAMILIES[family])
     same(found, adapter)
     assert found.config == adapter.config
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[2:], ids=str)
+def test_names_of_any_transformers(tmp_path: Path, layout: Layout) -> None:
+    adapter = random_adapter(tiny_paligemma.CONFIG, layout=layout)
+    write_adapter(tmp_path, adapter)
+    found = read_adapter(tmp_path, tiny_paligemma.CONFIG)
+    same(found, adapter)
+    assert found.config.layout == layout
+    assert layout.tower + "encoder.layers.1.mlp.fc2" in "".join(SafetensorsFile(tmp_path / WEIGHTS).entries)
+    assert "vision.projector" in found.weights
+
+
+def test_an_adapter_of_the_decoder_does_not_mean_the_tower(tmp_path: Path) -> None:
+    """Both have a layer called q_proj, and a name that means one must not mean the other."""
+    config = tiny_paligemma.CONFIG
+    names = [f"layers.{i}.{name}" for i in range(config.num_layers) for name in ("q", "up")]
+    ends = target_ends(config, names)
+    assert "up_proj" in ends  # the tower has none of this name
+    adapter = random_adapter(config, targets=ends)
+    assert sorted(adapter.weights) == sorted(names)
+    write_adapter(tmp_path, adapter)
+    same(read_adapter(tmp_path, config), adapter)
+    tower = random_adapter(config, targets=target_ends(config, ["vision.layers.1.q", "vision.projector"]))
+    assert list(tower.weights) == ["vision.layers.1.q", "vision.projector"]
 
 
 def test_single_layers_are_named_in_full(tmp_path: Path) -> None:
@@ -50,7 +84,7 @@ def test_single_layers_are_named_in_full(tmp_path: Path) -> None:
     write_adapter(tmp_path, adapter)
     found = read_adapter(tmp_path, GEMMA2)
     assert sorted(found.weights) == ["layers.0.o", "layers.1.o", "layers.1.up", "layers.2.o", "layers.3.o"]
-    assert found.config.targets == ("o_proj", "layers.1.mlp.up_proj")
+    assert found.config.targets == ("o_proj", "model.layers.1.mlp.up_proj")
     write_adapter(tmp_path, found)
     same(read_adapter(tmp_path, GEMMA2), adapter)
 

@@ -10,20 +10,24 @@ import numpy as np
 import pytest
 
 from gemmary import _core
+from gemmary.adapters import wrapped
 from gemmary.batch import Batch, Chunk
+from gemmary.checkpoints.peft import Adapter
 from gemmary.checkpoints.tensors import tensors
 from gemmary.config import VisionConfig
-from gemmary.engines import native
+from gemmary.engines import native, open_engine
 from gemmary.engines.native import NativeEngine
 from gemmary.engines.native_weights import pack
 from gemmary.engines.reference import ReferenceEngine
 from gemmary.engines.trace import Weight
 from gemmary.errors import GemmaryError
 from gemmary.quantize.leaves import Affine, Dense, Leaf, quantized
+from tests.checkpoints.adapters import merged, mixed_adapter, random_adapter
 from tests.engines.helpers import Array, same_bits
 from tests.ops.cases import AttentionCase, Part, normal
 from tests.ops.harness import ReferenceHarness
 from tests.ops.native_ops import NativeHarness, NativeOps
+from tests.runs import why_absent
 from tests.tiny import TINY
 
 CONFIG = replace(
@@ -110,6 +114,42 @@ def test_a_picture_has_the_same_bits_in_any_batch(format: str, monkeypatch: pyte
     taps: dict[str, Array] = {}
     assert same_bits(NativeEngine(CONFIG, leaves(format), threads=2).see(seen, taps), whole)
     assert all(len(values) == 5 * PATCHES for values in taps.values())
+
+
+def adapters_of_the_tower() -> list[Adapter]:
+    """Plain LoRA of two ranks, DoRA, and one that leaves the tower alone."""
+    of_text = random_adapter(CONFIG, targets=("gate_proj",))
+    return [mixed_adapter(CONFIG), random_adapter(CONFIG, seed=2, rank=4, dora=True), of_text]
+
+
+@pytest.mark.parametrize("name", ["reference", "torch", "native"])
+def test_an_adapter_of_the_tower_is_its_merged_weights(name: str) -> None:
+    """A bias is no part of what an adapter stretches."""
+    if reason := why_absent(name):
+        pytest.skip(reason)
+    adapters, seen = adapters_of_the_tower(), pixels(2)
+    engine = open_engine(name, CONFIG, wrapped(leaves(), CONFIG, adapters), dtype="float32")
+    plain = ReferenceEngine(CONFIG, leaves()).see(seen)
+    for number in (0, 3):
+        assert error(engine.see(seen, adapter=number), plain) < 2e-5
+    for number in (1, 2):
+        expected = ReferenceEngine(CONFIG, merged(leaves(), adapters[number - 1])).see(seen)
+        assert error(engine.see(seen, adapter=number), expected) < 3e-5
+        assert error(plain, expected) > 0.05
+
+
+@pytest.mark.parametrize("format", ["F32", "Q8_0"])
+def test_an_adapter_of_the_tower_has_the_same_bits_in_any_batch(format: str) -> None:
+    lookup, seen = wrapped(leaves(format), CONFIG, adapters_of_the_tower()), pixels(3)
+    engine = NativeEngine(CONFIG, lookup, threads=1, isa="scalar")
+    assert same_bits(engine.see(seen), NativeEngine(CONFIG, leaves(format), threads=2).see(seen))
+    for number in (1, 2):
+        whole = engine.see(seen, adapter=number)
+        assert rms(whole, ReferenceEngine(CONFIG, lookup).see(seen, adapter=number)) < 0.02
+        assert same_bits(engine.see(seen[1:2], adapter=number), whole[PATCHES : 2 * PATCHES])
+        for isa in _core.available_isas():
+            other = NativeEngine(CONFIG, lookup, threads=3, isa=isa)
+            assert same_bits(other.see(seen, adapter=number), whole), (isa, number)
 
 
 @pytest.mark.parametrize("format", ["F32", "Q8_0"])

@@ -23,7 +23,7 @@ def step(lengths: tuple[int, ...], prefix: int, window: int | None) -> tuple[np.
     return np.array(seen, np.int32), rows
 
 
-@pytest.mark.parametrize("lengths", [(23, 1, 40, 9), (6, 6, 6), (10, 9, 10, 30, 31)])
+@pytest.mark.parametrize("lengths", [(23, 1, 40, 9), (6, 6, 6), (10, 9, 10, 30, 31), (9, 9, 4, 4)])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 1), (6, 2), (3, 3)])
 @pytest.mark.parametrize(("window", "prefix"), [(None, 0), (5, 0), (None, 7), (None, 99)])
 def test_gradients(lengths: tuple[int, ...], heads: int, kv_heads: int, window: int | None, prefix: int) -> None:

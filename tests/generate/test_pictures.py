@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gemmary.adapters import wrapped
 from gemmary.batch import Batch, Chunk
 from gemmary.errors import GemmaryError
 from gemmary.generate import Request, SamplingParams, Scheduler
 from gemmary.generate.sight import Picture, Sight
 from gemmary.generate.text import TextStream
-from tests.runs import Array
-from tests.vision.tiny_paligemma import CONFIG, PATCHES, SIZE, CountingEngine, tokenizer
+from tests.checkpoints.adapters import random_adapter
+from tests.runs import Array, relative_error
+from tests.vision.tiny_paligemma import CONFIG, PATCHES, SIZE, CountingEngine, leaves, tokenizer
 
 PLACE = CONFIG.image_token_id
 
@@ -24,10 +26,11 @@ def picture(seed: int = 0) -> Picture:
     return Picture(pixels, 40, 30)
 
 
-def request(words: list[int], *pictures: Picture, **options: Any) -> Request:
+def request(words: list[int], *pictures: Picture, adapter: int = 0, **options: Any) -> Request:
     prompt = [PLACE] * (PATCHES * len(pictures)) + words
     params = SamplingParams.of({"temperature": 0, "max_tokens": 5, **options})
-    return Request(prompt, params, TextStream(tokenizer().stream()), prefix=len(prompt), pictures=pictures)
+    text = TextStream(tokenizer().stream())
+    return Request(prompt, params, text, prefix=len(prompt), pictures=pictures, adapter=adapter)
 
 
 def finish(scheduler: Scheduler, *requests: Request) -> list[list[int]]:
@@ -76,6 +79,27 @@ def test_a_picture_is_seen_once() -> None:
     changed.pixels[3, 3, 0] += np.float32(0.001)
     finish(scheduler, request([2, 60], Picture(changed.pixels, 40, 30)))
     assert engine.pictures_seen == 3
+
+
+def test_what_one_adapter_saw_is_not_used_for_another() -> None:
+    lookup = wrapped(leaves(), CONFIG, [random_adapter(CONFIG), random_adapter(CONFIG, seed=1)])
+    engine = CountingEngine(exact=True, lookup=lookup)
+    sight = Sight(engine)
+    seen = [sight.see([picture(0)], number) for number in (0, 1, 2)]
+    assert engine.pictures_seen == 3
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert relative_error(seen[one], seen[other]) > 0.05
+    for number in (0, 1, 2):
+        np.testing.assert_array_equal(sight.see([picture(0)], number), seen[number])
+        np.testing.assert_array_equal(engine.see(picture(0).pixels[None], adapter=number), seen[number])
+    assert engine.pictures_seen == 6  # each once more, by hand
+
+    scheduler = Scheduler(engine)
+    for number in (0, 1, 0, 2, 1):
+        asked = request([2, 60], picture(0), adapter=number)
+        alone = Scheduler(CountingEngine(lookup=lookup))
+        assert finish(scheduler, asked) == finish(alone, request([2, 60], picture(0), adapter=number))
+    assert engine.pictures_seen == 9
 
 
 def test_what_was_seen_takes_so_many_bytes_at_most() -> None:
@@ -190,7 +214,7 @@ def test_a_failed_request_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     engine = CountingEngine(exact=True)
     scheduler = Scheduler(engine)
 
-    def fail(*_: Any) -> Array:
+    def fail(*_: Any, **__: Any) -> Array:
         raise GemmaryError("the tower broke")
 
     asked = request([2, 60], picture(0))

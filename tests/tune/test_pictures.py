@@ -299,9 +299,8 @@ def test_the_settings_read_themselves_again(scratch: PretrainSettings, tmp_path:
     assert json.loads(json.dumps(scratch.start()))["vision"]["patch_size"] == 8
 
 
-def test_an_adapter_holds_no_tower(settings: Settings) -> None:
-    with pytest.raises(GemmaryError, match="--train-tower needs --method full: a lora adapter holds no vision tower"):
-        replace(settings, method="lora", train_tower=True)
+def test_the_tower_of_an_adapter_is_asked_for(settings: Settings) -> None:
+    assert replace(settings, method="lora", train_tower=True).trains_tower
     assert settings.trains_tower
     assert not replace(settings, method="lora").trains_tower
     assert not replace(settings, train_tower=False).trains_tower

@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 
 from gemmary.checkpoints import open_checkpoint
+from gemmary.checkpoints.peft import target_ends
 from gemmary.config import Config
+from gemmary.errors import GemmaryError
 from gemmary.tune.image_rows import ImageRow
 from gemmary.tune.packing import MicroBatch, micro_batch
 from gemmary.tune.pictures import Picture
 from gemmary.tune.rows import Example
+from gemmary.tune.settings import TARGETS
 from tests.parity.peers import torch
 from tests.parity.test_paligemma import PATCHES, VOCABULARY, peers, pixels
-from tests.tune.tiny_runs import Run, adapted_weights
+from tests.tiny import TINY
+from tests.tune.tiny_runs import Run, adapted_weights, checkpoint_of
 
 from gemmary.tune.model import TuneModel, build  # isort: skip (needs torch)
 
@@ -31,10 +35,17 @@ SHOWN = ((0,), (1, 2), (0,), (3,))
 WORDS = ((5, 4), (9, 3), (2, 6), (7, 1))
 """Tokens of each document behind its pictures: of the prefix and of the suffix."""
 METHODS: dict[str, dict[str, Any]] = {
-    "full": {"method": "full"},
-    "frozen tower": {"method": "full", "trains_tower": False},
-    "lora": {"method": "lora", "trains_tower": False},
-    "recomputed": {"method": "full", "gradient_checkpointing": "on"},
+    "full": {"method": "full", "trains_tower": True},
+    "frozen tower": {"method": "full"},
+    "lora": {"method": "lora"},
+    "lora tower": {"method": "lora", "trains_tower": True, "lora_targets": TARGETS},
+    "dora tower": {
+        "method": "lora",
+        "trains_tower": True,
+        "lora_targets": ("q", "vision.down", "projector"),
+        "dora": True,
+    },
+    "recomputed": {"method": "full", "trains_tower": True, "gradient_checkpointing": "on"},
 }
 
 
@@ -95,9 +106,11 @@ def ours(folder: Path, **settings: Any) -> TuneModel:
 def adapted(peer: Any, mine: TuneModel) -> Any:
     peft = pytest.importorskip("peft", reason="peft is not installed")
     settings = mine.settings
-    names = "|".join(sorted({mine.paths[name].rpartition(".")[2] for name in mine.adapters}))
     config = peft.LoraConfig(
-        r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=rf".*language_model.*\.({names})"
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        target_modules=list(target_ends(mine.config, mine.adapters)),
+        use_dora=settings.dora,
     )
     made = peft.inject_adapter_in_model(config, peer)
     with torch.no_grad():
@@ -113,9 +126,9 @@ def test_a_step(peers: Any, generation: str, method: str) -> None:
     mine = ours(folder, **METHODS[method])
     trained = mine.trained()
     tower = {name for name in trained if "vision_tower" in name or "projector" in name}
-    assert bool(tower) == (method in ("full", "recomputed"))
+    assert bool(tower) == mine.trains_tower
     if mine.adapters:
-        assert all(name.startswith("layers.") for name in mine.adapters)  # none in the tower
+        assert any(name.startswith("vision.") for name in mine.adapters) == mine.trains_tower
         peer = adapted(deepcopy(peer), mine)
     weights = adapted_weights(peer)
     made = micro(mine.config)
@@ -134,6 +147,13 @@ def test_a_step(peers: Any, generation: str, method: str) -> None:
             continue
         assert gradient.abs().max() > 1e-4
         assert (weight.grad - gradient).abs().max() <= 2e-5 * gradient.abs().max(), name
+
+
+def test_targets_that_no_tower_has(peers: Any) -> None:
+    with pytest.raises(GemmaryError, match="gate names no layer of a vision tower"):
+        ours(peers["gemma"][1], trains_tower=True, lora_targets=("gate",))
+    with pytest.raises(GemmaryError, match="only PaliGemma's vision tower is tuned"):
+        build(checkpoint_of(TINY["gemma"]), Run(trains_tower=True), torch.device("cpu"), torch.float32)  # type: ignore[arg-type]
 
 
 def test_a_picture_counts(peers: Any) -> None:

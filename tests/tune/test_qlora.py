@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gemmary.errors import GemmaryError
-from gemmary.quantize.leaves import Blocks, Dense, Leaf
+from gemmary.quantize.leaves import Affine, Blocks, Dense, Leaf, quantized
 from tests.checkpoints.test_packed import packed
 from tests.engines.helpers import stored
 from tests.parity.peers import torch
@@ -16,6 +17,7 @@ from tests.tiny import TINY, random_leaves
 from tests.tune.tiny_runs import Documents, Run, checkpoint_of
 
 from gemmary.engines.torch_quantized import QuantizedEmbedding, QuantizedLinear  # isort: skip (needs torch)
+from gemmary.tune.lora import LoraLinear  # isort: skip
 from gemmary.tune.model import TuneModel, build  # isort: skip
 
 WAYS: dict[str, dict[str, Any]] = {"lora": {}, "dora": {"dora": True}, "recomputed": {"gradient_checkpointing": "on"}}
@@ -58,6 +60,32 @@ def test_gradients_are_those_of_the_dequantized_base(family: str, method: str, f
     for name, weight in ours.items():
         wanted = theirs[name].grad
         assert (weight.grad - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_tower_in_blocks(dora: bool) -> None:
+    """Rows that are filled up to whole blocks, and a bias, which is no part of what an adapter changes."""
+    rng = np.random.default_rng(2)
+    whole, bias = Dense(rng.standard_normal((20, 41), np.float32)), rng.standard_normal(20, np.float32)
+    leaf = quantized(Affine(whole, bias), "Q8_0")
+    assert isinstance(leaf, Affine)
+    plain = torch.nn.Linear(41, 20)
+    plain.weight.data, plain.bias.data = torch.from_numpy(leaf.dequantize()), torch.from_numpy(bias)
+    found = []
+    for base in (QuantizedLinear(leaf), plain):
+        layer = LoraLinear(base, 3, 6.0, dora=dora, generator=torch.Generator().manual_seed(1))
+        layer.lora_B.weight.data = torch.from_numpy(np.random.default_rng(3).standard_normal((20, 3), np.float32))
+        x = torch.from_numpy(np.random.default_rng(4).standard_normal((5, 41), np.float32)).requires_grad_()
+        y = layer(x)
+        y.square().sum().backward()
+        found.append([y.detach(), x.grad, *(weight.grad for weight in layer.parameters() if weight.requires_grad)])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+    sum_OI = torch.from_numpy(leaf.dequantize()) + 2 * (layer.lora_B.weight @ layer.lora_A.weight).detach()
+    if dora:
+        sum_OI *= (plain.weight.norm(dim=1) / sum_OI.norm(dim=1))[:, None]
+    expected = x.detach() @ sum_OI.t() + torch.from_numpy(bias)
+    assert (found[0][0] - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_in_bfloat16() -> None:

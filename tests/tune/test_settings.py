@@ -48,9 +48,17 @@ def test_what_to_yaml_writes_reads_the_same(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("targets", ["all", ["all-linear"], "q,k,v,o,gate,up,down", [f"{t}_proj" for t in TARGETS]])
+@pytest.mark.parametrize("targets", ["all", ["all-linear"], "q,k,v,o,gate,up,down,projector"])
 def test_names_of_targets(targets: object) -> None:
     assert Settings(**GIVEN, lora_targets=targets).lora_targets == TARGETS
+
+
+def test_names_of_the_towers_targets() -> None:
+    found = Settings(**GIVEN, lora_targets="q_proj,fc2,out_proj,vision.q", train_tower=True)
+    assert found.lora_targets == ("q", "vision.q", "vision.o", "vision.down")
+    for names in ("q,fc1", "projector"):
+        with pytest.raises(GemmaryError, match="of the vision tower: give --train-tower with it"):
+            Settings(**GIVEN, lora_targets=names)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +73,7 @@ def test_names_of_targets(targets: object) -> None:
         ("learning_rate: -1", "must be a number above 0, not -1"),
         ("learning_rate: .nan", "must be a number above 0, not nan"),
         ("lora_dropout: 1", "must be a number of at least 0 and below 1, not 1"),
-        ("lora_targets: [q, w]", "must be all, or some of q, k, v, o, gate, up, down"),
+        ("lora_targets: [q, w]", "must be all, or some of q, k, v, o, gate, up, down, projector, vision.q"),
         ("rslora: 1", "run.yaml: rslora must be true or false, not 1"),
         ("validation: 1.5", "a fraction between 0 and 1"),
         ("lora_rnak: 8", "run.yaml: no option is called 'lora_rnak'; did you mean lora_rank?"),

@@ -34,7 +34,7 @@ class Run:
     dora: bool = False
     seed: int = 0
     gradient_checkpointing: str = "off"
-    trains_tower: bool = True
+    trains_tower: bool = False
     label_smoothing: float = 0.0
     tensor_parallel: int = 1
     mask_codec: str | None = None

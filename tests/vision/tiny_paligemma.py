@@ -70,15 +70,15 @@ class CountingEngine(ReferenceEngine):
     """The reference engine, and what it was asked. It says of itself that it is batch-invariant where `exact` is set,
     so that what only such engines allow can be seen."""
 
-    def __init__(self, exact: bool = False) -> None:
-        super().__init__(CONFIG, leaves())
+    def __init__(self, exact: bool = False, lookup: Callable[[str], Leaf] | None = None) -> None:
+        super().__init__(CONFIG, lookup or leaves())
         self.info = replace(self.info, batch_invariant=exact)
         self.pictures_seen = 0
         self.computed: list[int] = []
 
-    def see(self, pixels: Array, taps: Any = None) -> Array:
+    def see(self, pixels: Array, taps: Any = None, adapter: int = 0) -> Array:
         self.pictures_seen += len(pixels)
-        return super().see(pixels, taps)
+        return super().see(pixels, taps, adapter)
 
     def step(self, batch: Any, caches: Any, taps: Any = None) -> Array:
         self.computed.append(len(batch.tokens))

@@ -3,14 +3,15 @@
     W' = W + scale · B·A                                     A [r, I], B [O, r]
     W' = magnitude / ‖W + scale · B·A‖ · (W + scale · B·A)   DoRA: row by row, magnitude [O]
 
-Both ways go by the tensor table: a linear weight `layers.3.gate` of the model is `…layers.3.mlp.gate_proj` in the file.
+Both ways go by the tensor table: a linear weight `layers.3.gate` of the model is `…layers.3.mlp.gate_proj` in the file,
+`vision.layers.3.up` is `…encoder.layers.3.mlp.fc1`. A bias stays what it is.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,13 +23,22 @@ from gemmary.checkpoints.huggingface import read_chat_template
 from gemmary.checkpoints.json_files import read_json
 from gemmary.checkpoints.peft_config import AdapterConfig, Described, read_config, write_config
 from gemmary.checkpoints.safetensors import SafetensorsFile, show
-from gemmary.checkpoints.tensors import PREFIXES, TABLE, Tensor, tensors
+from gemmary.checkpoints.tensors import (
+    LAYOUTS,
+    PROJECTOR_TABLES,
+    TABLE,
+    VISION_TABLE,
+    Layout,
+    Tensor,
+    module_layout,
+    tensors,
+)
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
 from gemmary.files import atomic_file
 from gemmary.quantize.lora import LoraWeights
 
-__all__ = ["Adapter", "AdapterConfig", "LoraWeights", "linear_names", "read_adapter", "write_adapter"]
+__all__ = ["Adapter", "AdapterConfig", "LoraWeights", "linear_names", "read_adapter", "target_ends", "write_adapter"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -54,10 +64,13 @@ class Adapter:
         return sum(a.nbytes for a in arrays)
 
 
-def linear_names(config: Config) -> dict[str, Tensor]:
-    """The weights that an adapter may have: the linear ones of the layers, by their path without a prefix."""
-    found = [t for t in tensors(config) if t.name.startswith("layers.") and not t.is_norm]
-    return {t.hugging_face.removesuffix(".weight"): t for t in found}
+def linear_names(config: Config, layout: Layout | None = None) -> dict[str, Tensor]:
+    """The weights that an adapter may have, by their paths in a layout (None: that of transformers 5): the linear
+    layers of the decoder, of the tower and between them. (Between Gemma 3's stands a bare matrix, no layer.)"""
+    layout = layout or module_layout(config)
+    others = ("embed", "vision.patch", "vision.position")
+    found = [t for t in tensors(config) if not (t.is_norm or t.is_pooled_dense or t.transposed or t.name in others)]
+    return {layout.start(t.name) + t.hugging_face.removesuffix(".weight"): t for t in found}
 
 
 def read_adapter(path: str | Path, config: Config) -> Adapter:
@@ -74,27 +87,30 @@ def read_adapter(path: str | Path, config: Config) -> Adapter:
         raise GemmaryError(f"the adapter {folder} has no {WEIGHTS}{other}")
     described = read_config(read_json(folder / CONFIG), str(folder / CONFIG))
     file = SafetensorsFile(folder / WEIGHTS)
-    linears = linear_names(config)
-    prefix = _prefix(file, linears)
+    layout = _layout(file, config)
     weights: dict[str, LoraWeights] = {}
     left = set(file.entries)
-    for name, tensor in linears.items():
-        if described.wanted(prefix + name):
-            weights[tensor.name] = _weights(file, prefix + name, tensor, described, left)
+    for path, tensor in linear_names(config, layout).items():
+        if described.wanted(path):
+            weights[tensor.name] = _weights(file, path, tensor, described, left)
     if left:
         raise GemmaryError(f"{file.path}: tensor {show(min(left))} is not among those that {CONFIG} promises")
-    config_found = replace(described.config, targets=_targets(linears, weights), prefix=prefix)
+    config_found = replace(described.config, targets=target_ends(config, weights, layout), layout=layout)
     return Adapter(config_found, weights, read_chat_template(folder))
 
 
-def _prefix(file: SafetensorsFile, linears: Mapping[str, Tensor]) -> str:
-    """What stands before the model's paths in the file."""
+def _layout(file: SafetensorsFile, config: Config) -> Layout:
+    """The one that knows most of the file's modules."""
     modules = {re.sub(r"\.lora_(?:[AB]\.weight|magnitude_vector)$", "", name) for name in file.entries}
-    for prefix in PREFIXES:
-        if any(_START + prefix + path in modules for path in linears):
-            return prefix
-    example = f": {show(min(modules))} is not one of its linear layers" if modules else ""
-    raise GemmaryError(f"{file.path} is not an adapter of this model{example}")
+
+    def known(layout: Layout) -> int:
+        return sum(_START + path in modules for path in linear_names(config, layout))
+
+    best = max(LAYOUTS, key=known)
+    if not known(best):
+        example = f": {show(min(modules))} is not one of its linear layers" if modules else ""
+        raise GemmaryError(f"{file.path} is not an adapter of this model{example}")
+    return best
 
 
 def _weights(file: SafetensorsFile, module: str, tensor: Tensor, described: Described, left: set[str]) -> LoraWeights:
@@ -124,15 +140,17 @@ def _weights(file: SafetensorsFile, module: str, tensor: Tensor, described: Desc
     return LoraWeights(a, b, config.scale(rank, described.alpha(module)), magnitude)
 
 
-def _targets(linears: Mapping[str, Tensor], weights: Mapping[str, LoraWeights]) -> tuple[str, ...]:
-    """The fewest ends of paths that mean these weights: `q_proj` where every layer has it, else whole paths."""
+def target_ends(config: Config, adapted: Container[str], layout: Layout | None = None) -> tuple[str, ...]:
+    """The fewest ends of paths that mean these weights of the tensor table: `q_proj` where every layer that is called
+    so has an adapter (a tower's are, too), else whole paths."""
+    linears = linear_names(config, layout)
     ends: dict[str, list[str]] = {}
     for path in linears:
         ends.setdefault(path.rpartition(".")[2], []).append(path)
     targets: list[str] = []
     for end, paths in ends.items():
-        adapted = [path for path in paths if linears[path].name in weights]
-        targets += [end] if adapted == paths else adapted
+        wanted = [path for path in paths if linears[path].name in adapted]
+        targets += [end] if wanted == paths else wanted
     return tuple(targets)
 
 
@@ -147,7 +165,7 @@ def write_adapter(path: str | Path, adapter: Adapter) -> None:
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for name, weights in adapter.weights.items():
-        module = config.prefix + _path(name)
+        module = config.layout.start(name) + _path(name)
         if not config.targeted(module) or config.dora != (weights.magnitude is not None):
             raise ValueError(f"the adapter's configuration does not describe its weights of {name}")
         arrays[_START + module + _A] = weights.a
@@ -172,10 +190,11 @@ def write_adapter(path: str | Path, adapter: Adapter) -> None:
 
 
 def _path(name: str) -> str:
-    """Of one of the table's linear names; these are the same in every family."""
-    layer, number, short = name.split(".")
-    row = next(row for row in TABLE if row.name == f"{layer}.{{i}}.{short}")
-    return row.hugging_face.format(i=number).removesuffix(".weight")
+    """Of one of the table's linear names, in its part of the model; these are the same in every family."""
+    number = re.search(r"\.(\d+)\.", name)
+    generic = re.sub(r"\.\d+\.", ".{i}.", name)
+    row = next(row for row in (*TABLE, *VISION_TABLE, *PROJECTOR_TABLES[False]) if row.name == generic)
+    return row.hugging_face.format(i=number and number[1]).removesuffix(".weight")
 
 
 def _holds(path: Path, text: str) -> bool:

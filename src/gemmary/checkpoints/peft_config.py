@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemmary.checkpoints.fields import Fields, show
+from gemmary.checkpoints.tensors import LAYOUTS, Layout
 from gemmary.errors import GemmaryError
 
 Matcher = Callable[[str], bool]
@@ -36,7 +37,8 @@ _KNOWN = {
     "init_lora_weights",
 }
 _WITHOUT_EFFECT = {
-    # Gemma has no biases, and its linear layers are stored [out, in] whatever PEFT is told (it sets that back itself).
+    # A bias that was trained stands among the tensors, where it is refused. Linear layers are stored [out, in] whatever
+    # PEFT is told (it sets that back itself).
     "bias",
     "fan_in_fan_out",
     # How it was trained, and with what.
@@ -74,8 +76,8 @@ class AdapterConfig:
     """The scale is alpha / sqrt(rank) instead of alpha / rank."""
     dora: bool = False
     base_model: str | None = None
-    prefix: str = "model."
-    """What stands before the tensor table's Hugging Face names in the class that is adapted (`tensors.PREFIXES`)."""
+    layout: Layout = LAYOUTS[0]
+    """What stands before the tensor table's Hugging Face names in the class that is adapted."""
 
     def scale(self, rank: int, alpha: float) -> float:
         """The factor of B·A of one module."""
@@ -87,7 +89,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class Described:
-    """A configuration but for its targets and prefix, and what it says of a module by its path."""
+    """A configuration but for its targets and layout, and what it says of a module by its path."""
 
     config: AdapterConfig
     wanted: Matcher
@@ -153,7 +155,7 @@ def write_config(config: AdapterConfig, ranks: Mapping[str, int], alphas: Mappin
     """The file's contents. ranks, alphas: of the modules, by path, that differ from the rest."""
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if config.prefix else "FEATURE_EXTRACTION",
+        "task_type": "CAUSAL_LM" if config.layout.decoder else "FEATURE_EXTRACTION",
         "base_model_name_or_path": config.base_model,
         "inference_mode": True,
         "r": config.rank,

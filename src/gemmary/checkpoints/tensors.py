@@ -111,6 +111,34 @@ PREFIXES: tuple[str, ...] = ("model.", "", "language_model.model.", "model.langu
 """What may stand before the table's Hugging Face names: decoders; EmbeddingGemma; the text part of a multimodal Gemma 3
 on the Hub; the same, saved again by transformers >= 4.52."""
 
+
+@dataclass(frozen=True)
+class Layout:
+    """What stands before the table's Hugging Face names in the modules of a class of transformers."""
+
+    decoder: str
+    tower: str = ""
+    projector: str = ""
+
+    def start(self, name: str) -> str:
+        """Before the name of one tensor of the table."""
+        if not name.startswith("vision."):
+            return self.decoder
+        return self.projector if name in PROJECTOR_NAMES else self.tower
+
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout("model."),
+    Layout(""),
+    Layout("model.language_model.", "model.vision_tower.", "model."),
+    Layout("model.language_model.", "model.vision_tower.vision_model.", "model."),
+    Layout("language_model.model.", "vision_tower.vision_model."),
+)
+"""Of a decoder; of EmbeddingGemma; of what sees pictures in transformers 5, from 4.52 on, and before."""
+
+PROJECTOR_NAMES: tuple[str, ...] = ("vision.soft_norm", "vision.projector")
+"""Ours of what stands between the tower and the decoder."""
+
 TOWERS: tuple[str, ...] = ("vision_tower.vision_model.", "vision_tower.", "model.vision_tower.vision_model.")
 """What may stand before the names of the tower: on the Hub; saved by transformers 5; saved by transformers >= 4.52."""
 
@@ -148,7 +176,7 @@ class Tensor:
     @property
     def is_projector(self) -> bool:
         """Of what stands between the tower and the decoder."""
-        return self.name in ("vision.soft_norm", "vision.projector")
+        return self.name in PROJECTOR_NAMES
 
     def blocks(self, block_type: str) -> str | None:
         """What this tensor is quantized to in a model of `block_type`; None: it stays as it is.
@@ -177,15 +205,14 @@ def bias_name(stored_name: str) -> str:
     return stored_name.removesuffix(".weight") + ".bias"
 
 
+def module_layout(config: Config) -> Layout:
+    """That of transformers 5 for a model: of a decoder, an encoder, or one that sees pictures."""
+    return LAYOUTS[2 if config.vision else 1 if config.pooled_dense else 0]
+
+
 def module_name(config: Config, tensor: Tensor) -> str:
-    """The name that transformers' module tree has for a tensor: of a decoder, an encoder, or one that sees pictures."""
-    if tensor.is_tower:
-        return "model.vision_tower." + tensor.hugging_face
-    if tensor.is_projector:
-        return "model." + tensor.hugging_face
-    if config.vision:
-        return "model.language_model." + tensor.hugging_face
-    return ("" if config.pooled_dense else "model.") + tensor.hugging_face
+    """The name that transformers' module tree has for a tensor."""
+    return module_layout(config).start(tensor.name) + tensor.hugging_face
 
 
 @lru_cache(maxsize=64)

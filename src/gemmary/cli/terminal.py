@@ -1,4 +1,4 @@
-"""Pictures in a terminal that shows them: the inline protocols of kitty and of iTerm2, which others speak too."""
+"""Pictures in a terminal that shows them: the inline protocols of kitty and of iTerm2, or sixels."""
 
 from __future__ import annotations
 
@@ -9,15 +9,25 @@ from collections.abc import Mapping
 
 _KITTY = ("xterm-kitty", "xterm-ghostty")
 _ITERM = ("iTerm.app", "WezTerm", "mintty", "vscode")
+_PLAIN = ("dumb", "linux")
+"""Terminals that are not asked: they would write the question down, or never answer."""
 _CHUNK = 4096
 """Characters of one escape sequence, at most (kitty's protocol)."""
 
 
 def show(png: bytes) -> None:
     """Shows a PNG file where stdout is a terminal that can; else does nothing."""
-    if sys.stdout.isatty():
-        sys.stdout.write(sequence(png, os.environ))
+    if not sys.stdout.isatty():
+        return
+    shown = sequence(png, os.environ)
+    if not shown and os.environ.get("TERM", "dumb") not in _PLAIN and sys.stdin.isatty():
+        from gemmary.cli import sixel
+
         sys.stdout.flush()
+        if sixel.is_understood(sys.stdin.fileno(), sys.stdout.fileno()):
+            shown = sixel.of_png(png)
+    sys.stdout.write(shown)
+    sys.stdout.flush()
 
 
 def sequence(png: bytes, environment: Mapping[str, str]) -> str:

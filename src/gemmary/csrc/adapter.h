@@ -1,7 +1,7 @@
 // Low-rank adapters on a matrix product: several at once, each for rows of its own. A row of an adapter has, with y0 as linear.h says,
 //   h[k] = scale * (sum over i of a[k, i] * x[i])             a chain of fused multiply-adds over i, then a product
 //   y[n] = (y0[n] + sum over k of b[n, k] * h[k]) * gain[n]   one chain over k that begins at y0; then, where there is a gain, a product
-// so its bits do not depend on what else is in the step, and a row without an adapter keeps those of y0.
+// so its bits do not depend on what else is in the step, and a row without an adapter keeps those of y0. A bias is added after that.
 #pragma once
 
 #include <cstdint>

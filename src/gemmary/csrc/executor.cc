@@ -97,11 +97,11 @@ class Executor {
         const int64_t t0 = task % row_blocks * kRowsPerTask, t1 = std::min(count, t0 + kRowsPerTask);
         const int64_t p0 = task / row_blocks * each, p1 = std::min(view.panels, p0 + each);
         kernels_.linear(view, x, t0, t1, p0, p1, data(i.out[n]), static_cast<size_t>(view.rows), scratch(thread));
+        adapters.add(n, kernels_, t0, t1, p0, p1, data(i.out[n]), static_cast<size_t>(view.rows));
         if (const std::vector<float>& bias = i.biases[n]; !bias.empty()) {
           const int64_t first = p0 * kPanelRows, end = std::min(view.rows, p1 * kPanelRows);
           step_kernels_.add_bias(data(i.out[n]) + t0 * view.rows + first, static_cast<size_t>(view.rows), bias.data() + first, t1 - t0, end - first);
         }
-        adapters.add(n, kernels_, t0, t1, p0, p1, data(i.out[n]), static_cast<size_t>(view.rows));
         return;
       }
     });

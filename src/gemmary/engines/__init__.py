@@ -69,8 +69,9 @@ class Engine(Protocol):
         """
         ...
 
-    def see(self, pixels: Pixels, taps: dict[str, Logits] | None = None) -> Logits:
-        """Pictures as tokens [pictures * num_tokens, D], float32: what a batch puts in their places."""
+    def see(self, pixels: Pixels, taps: dict[str, Logits] | None = None, adapter: int = 0) -> Logits:
+        """Pictures as tokens [pictures * num_tokens, D], float32: what a batch puts in their places. adapter: of the
+        tower, numbered as in a `Chunk`."""
         ...
 
     def embed(self, batch: Batch, taps: dict[str, Logits] | None = None) -> Logits:

@@ -124,7 +124,7 @@ class NativeEngine:
                 self.bound_head()
         return self._run(LOGITS, batch, caches, taps)
 
-    def see(self, pixels: Pixels, taps: dict[str, Logits] | None = None) -> Logits:
+    def see(self, pixels: Pixels, taps: dict[str, Logits] | None = None, adapter: int = 0) -> Logits:
         """See `Engine.see`. Keys and values of the tower are float32 and kept for no longer than the call."""
         fed, rows = patches(self.config, np.ascontiguousarray(pixels, dtype=np.float32))
         vision = self.config.vision
@@ -135,7 +135,7 @@ class NativeEngine:
             with core_errors("the tower's keys and values"):
                 self._tower_caches.append(_core.KvCache(*sizes, "float32", True))
         compiled = self._compiled(PICTURES, taps is not None)
-        return _tapped(PICTURES, run_tower(compiled, fed, rows, self._tower_caches[:at_once]), taps)
+        return _tapped(PICTURES, run_tower(compiled, fed, rows, self._tower_caches[:at_once], adapter), taps)
 
     def embed(self, batch: Batch, taps: dict[str, Logits] | None = None) -> Logits:
         """See `Engine.embed`."""

@@ -112,10 +112,10 @@ def run_step(compiled: Compiled, config: Config, batch: Batch, caches: Sequence[
 
 
 def run_tower(
-    compiled: Compiled, fed: vision.Pictures, rows: Sequence[slice], caches: Sequence[KvCache]
+    compiled: Compiled, fed: vision.Pictures, rows: Sequence[slice], caches: Sequence[KvCache], adapter: int
 ) -> dict[str, Logits]:
-    """The tower on pictures, whose patches are `rows`: what it fills. As many pictures as there are caches run at
-    once; a cache serves a picture after another, and nothing of one is left for the next."""
+    """The tower, with an adapter or 0, on pictures, whose patches are `rows`: what it fills. As many pictures as there
+    are caches run at once; a cache serves a picture after another, and nothing of one is left for the next."""
     arrays = compiled.arrays(len(fed.positions))
     for first in range(0, len(rows), len(caches)):
         now = rows[first : first + len(caches)]
@@ -132,6 +132,7 @@ def run_tower(
                 _ranges([slice(each.start - part.start, each.stop - part.start) for each in now]),
                 list(caches[: len(now)]),
                 [fed.patches[part], *(array[parts[compiled.outputs[name].rows]] for name, array in arrays.items())],
+                adapters=np.full(len(now), adapter, dtype=np.int32) if adapter else None,
             )
     return arrays
 

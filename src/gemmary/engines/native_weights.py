@@ -46,8 +46,9 @@ class PackedWeights:
     def __call__(self, name: str) -> Weight:
         if name not in self._weights:
             leaf = self._lookup(name)
-            adapters = self._adapters(name, leaf) if isinstance(leaf, LoRA) else []
             bias = self._vector(leaf.bias) if isinstance(leaf, Affine) else None
+            leaf = leaf.weight if isinstance(leaf, Affine) else leaf
+            adapters = self._adapters(name, leaf) if isinstance(leaf, LoRA) else []
             self._weights[name] = Weight(name, self._data(name, leaf), adapters, bias)
         return self._weights[name]
 
@@ -56,8 +57,6 @@ class PackedWeights:
             return self._vector(leaf.dequantize())
         if isinstance(leaf, LoRA):
             leaf = leaf.base
-        if isinstance(leaf, Affine):
-            leaf = leaf.weight
         format = self._format or leaf.format
         with core_errors(f"the weight {name}"):
             packed = pack(self._runtime, leaf, format)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from gemmary.batch import Batch, Pixels, patches
+from gemmary.batch import Batch, Pixels, adapted_rows, patches
 from gemmary.config import Config
 from gemmary.engines import EngineInfo, Logits
 from gemmary.errors import GemmaryError
@@ -44,10 +44,11 @@ class ReferenceEngine:
         result: Logits = decoder.logits(ops, self.config, self.weights, step, hidden)
         return result
 
-    def see(self, pixels: Pixels, taps: dict[str, Logits] | None = None) -> Logits:
+    def see(self, pixels: Pixels, taps: dict[str, Logits] | None = None, adapter: int = 0) -> Logits:
         fed, rows = patches(self.config, pixels)
         cache = StepCache([SequenceCache() for _ in rows], rows)
-        tokens: Logits = vision.embeddings(ReferenceOps(taps=taps), self.config, self.weights, fed, cache)
+        ops = ReferenceOps(taps=taps, adapted=adapted_rows([adapter] * len(rows), rows))
+        tokens: Logits = vision.embeddings(ops, self.config, self.weights, fed, cache)
         return tokens
 
     def embed(self, batch: Batch, taps: dict[str, Logits] | None = None) -> Logits:

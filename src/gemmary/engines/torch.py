@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gemmary.batch import Batch, Pixels, patches
+from gemmary.batch import Batch, Pixels, adapted_rows, patches
 from gemmary.checkpoints.tensors import Tensor, tensors
 from gemmary.config import Config
 from gemmary.engines import EngineInfo, Logits
@@ -86,7 +86,7 @@ class TorchEngine:
         result: Logits = logits.cpu().numpy()
         return result
 
-    def see(self, pixels: Pixels, taps: dict[str, Logits] | None = None) -> Logits:
+    def see(self, pixels: Pixels, taps: dict[str, Logits] | None = None, adapter: int = 0) -> Logits:
         fed, rows = patches(self.config, pixels)
         pictures = Pictures(
             torch.from_numpy(fed.patches).to(self.device, self.dtype),
@@ -94,7 +94,8 @@ class TorchEngine:
             Visible.of(fed.visible, rows, self.device),
         )
         with torch.inference_mode():
-            seen = self.model.see(TorchOps(self.dtype, taps), pictures, StepCache([None] * len(rows), rows))
+            ops = TorchOps(self.dtype, taps, adapted_rows([adapter] * len(rows), rows))
+            seen = self.model.see(ops, pictures, StepCache([None] * len(rows), rows))
         result: Logits = seen.float().cpu().numpy()
         return result
 

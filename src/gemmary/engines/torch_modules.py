@@ -138,8 +138,10 @@ def module_of(
     leaf = lookup(tensor.name)
     if leaf.shape != tensor.shape:
         raise ValueError(f"{tensor.name} is {leaf.shape}, not {tensor.shape}")
-    if isinstance(leaf, LoRA):
-        return AdaptedLinear(_tensor(leaf.base, dtype).to(device), leaf)
+    bias = torch.tensor(leaf.bias, dtype=dtype, device=device) if isinstance(leaf, Affine) else None
+    weight = leaf.weight if isinstance(leaf, Affine) else leaf
+    if isinstance(weight, LoRA):
+        return AdaptedLinear(_tensor(weight.base, dtype).to(device), weight, bias)
     module: nn.Module
     if tensor.is_norm:
         module = (LayerNorm if tensor.bias else RMSNorm)(leaf.shape[0], device="meta")
@@ -147,16 +149,14 @@ def module_of(
         module = nn.Embedding(leaf.shape[0], leaf.shape[1], device="meta")
     else:
         module = linear(leaf.shape[1], leaf.shape[0], bias=tensor.bias, device="meta")
-    module.weight = nn.Parameter(_tensor(leaf, dtype).to(device))
-    if isinstance(leaf, Affine):
-        module.bias = nn.Parameter(torch.tensor(leaf.bias, dtype=dtype, device=device))
+    module.weight = nn.Parameter(_tensor(weight, dtype).to(device))
+    if bias is not None:
+        module.bias = nn.Parameter(bias)
     return module
 
 
 def _tensor(leaf: Leaf, dtype: torch.dtype) -> torch.Tensor:
     """The weight's values, in memory of their own: a leaf may be mapped from a file, or be shared."""
-    if isinstance(leaf, Affine):
-        return _tensor(leaf.weight, dtype)
     if isinstance(leaf, Dense) and leaf.format == "BF16" and dtype == torch.bfloat16:
         return torch.from_numpy(np.array(leaf.array).view(np.int16)).view(torch.bfloat16)
     values = leaf.dequantize()

@@ -68,7 +68,8 @@ def stacked(
         first, last = (np.where(real, side[rows], 0)[:, None, :, None] for side in spans.T)
         seen = (column >= first) & (column <= last)
         stacks.append(Stack(_tensor(rows, device), None if seen.all() else _tensor(seen, device)))
-    as_they_lie = begin == len(spans) and bool((places == np.arange(len(spans))).all())
+    one = len(stacks) == 1 and begin == len(spans)
+    as_they_lie = one and bool((places == np.arange(len(spans))).all())
     return Stacks(tuple(stacks), None if as_they_lie else _tensor(places, device))
 
 

@@ -194,7 +194,7 @@ class Scheduler:
             return chunk
         first = request.tokens(0, chunk.start).count(place) // vision.num_tokens
         count = chunk.tokens.count(place) // vision.num_tokens
-        return replace(chunk, pictures=self.sight.see(request.pictures[first : first + count]))
+        return replace(chunk, pictures=self.sight.see(request.pictures[first : first + count], request.adapter))
 
     @contextmanager
     def _ending(self, requests: Sequence[Request]) -> Iterator[None]:

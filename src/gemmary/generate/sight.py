@@ -40,18 +40,20 @@ class Sight:
         self._engine = engine
         self._most_bytes = most_bytes
         self._held_bytes = 0
-        self._seen: OrderedDict[bytes, Logits] = OrderedDict()
+        self._seen: OrderedDict[tuple[bytes, int], Logits] = OrderedDict()
 
-    def see(self, pictures: Sequence[Picture]) -> Logits:
-        """[pictures * num_tokens, D]. Each picture goes through the tower alone, so nothing depends on the others."""
-        return np.concatenate([self._see(picture) for picture in pictures])
+    def see(self, pictures: Sequence[Picture], adapter: int = 0) -> Logits:
+        """[pictures * num_tokens, D]. Each picture goes through the tower alone, so nothing depends on the others.
+        adapter: of the tower, as in `Engine.see`; what one saw is not used for another."""
+        return np.concatenate([self._see(picture, adapter) for picture in pictures])
 
-    def _see(self, picture: Picture) -> Logits:
-        if picture.digest in self._seen:
-            self._seen.move_to_end(picture.digest)
-            return self._seen[picture.digest]
-        tokens = self._engine.see(picture.pixels[None])
-        self._seen[picture.digest] = tokens
+    def _see(self, picture: Picture, adapter: int) -> Logits:
+        key = picture.digest, adapter
+        if key in self._seen:
+            self._seen.move_to_end(key)
+            return self._seen[key]
+        tokens = self._engine.see(picture.pixels[None], adapter=adapter)
+        self._seen[key] = tokens
         self._held_bytes += tokens.nbytes
         while self._held_bytes > self._most_bytes:
             self._held_bytes -= self._seen.popitem(last=False)[1].nbytes

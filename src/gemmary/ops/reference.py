@@ -59,9 +59,9 @@ class ReferenceOps:
         return result
 
     def linear(self, x: Array, weight: Leaf) -> Array:
-        y: Array = x @ self._dense(weight).T
         if isinstance(weight, Affine):
-            y = y + weight.bias.astype(self.dtype)
+            return self.linear(x, weight.weight) + weight.bias.astype(self.dtype)
+        y: Array = x @ self._dense(weight).T
         if isinstance(weight, LoRA):
             for number, rows in self.adapted:
                 lora, gain = weight.adapters[number - 1], weight.gains[number - 1]

@@ -27,7 +27,7 @@ class Ops(Protocol):
         engine are left in float32.
 
         A leaf with adapters: rows of a sequence that has one become (y + scale · B·(A·x)) · gain, float32 inside,
-        where gain is DoRA's magnitude / ‖W + scale·B·A‖ and else 1. The others stay what they are.
+        where gain is DoRA's magnitude / ‖W + scale·B·A‖ and else 1. The others stay what they are. The bias comes last.
         """
         ...
 

@@ -9,7 +9,7 @@ between a file and an engine.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -189,6 +189,11 @@ class Affine:
 
     def release(self, start: int, stop: int) -> None:
         self.weight.release(start, stop)
+
+
+def with_weight(leaf: Leaf, change: Callable[[Leaf], Leaf]) -> Leaf:
+    """What `change` makes of a weight; an `Affine` leaf keeps its bias beside it."""
+    return Affine(change(leaf.weight), leaf.bias) if isinstance(leaf, Affine) else change(leaf)
 
 
 def transposed(leaf: Leaf) -> Dense:

@@ -2,6 +2,8 @@
 adapter says.
 
     y = (W x + scale · B (A x)) · gain      gain: DoRA's magnitude / ‖W + scale · B A‖ of each output, else 1
+
+Where there is a bias, too, it is added last: the leaf is an `Affine` one around this.
 """
 
 from __future__ import annotations

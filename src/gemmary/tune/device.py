@@ -57,7 +57,8 @@ def training_flops(
 ) -> float:
     """Operations that a step needs: forward, the gradients of activations and (full) of weights, each as much.
 
-    The head runs on the `scored` tokens only, the tower on the `pictures`, forward alone unless it is trained (tower).
+    The head runs on the `scored` tokens only, the tower on the `pictures`, forward alone unless it is trained or has
+    adapters (tower).
     Attention's share, adapters and what is computed twice to save memory are left out.
     """
     head = 2 * config.embedding_parameters
@@ -66,7 +67,7 @@ def training_flops(
         vision = config.vision
         weights = vision.num_layers * (4 * vision.hidden_size + 2 * vision.intermediate_size) + config.hidden_size
         per_patch = 2 * vision.hidden_size * (weights + vision.patch_values)
-        seen = (3.0 if tower else 1.0) * per_patch * vision.num_patches * pictures
+        seen = (1.0 if not tower else 3.0 if full else 2.0) * per_patch * vision.num_patches * pictures
     return seen + (3.0 if full else 2.0) * ((config.flops_per_token() - head) * tokens + head * scored)
 
 

@@ -14,7 +14,9 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
+from gemmary.checkpoints.peft import linear_names
 from gemmary.engines.torch_modules import Model
+from gemmary.errors import GemmaryError
 from gemmary.tune.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,9 +30,11 @@ class LoraLinear(nn.Module):
 
     With DoRA each output is then multiplied by magnitude / ||row of W + scale * B A||, a norm that no gradient enters
     (https://arxiv.org/abs/2402.09353, section 4.3). A, B and the magnitude are float32; the products are in x's dtype.
+    The base's bias, where it has one, is taken from it and added last.
     """
 
     row_squares: Tensor
+    bias: Tensor | None
 
     def __init__(
         self,
@@ -42,13 +46,15 @@ class LoraLinear(nn.Module):
         dora: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        """base: an `nn.Linear` without bias, or a `QuantizedLinear`; its sizes are `in_features` and `out_features`.
+        """base: an `nn.Linear` or a `QuantizedLinear`; its sizes are `in_features` and `out_features`.
 
         B starts at zero, and A where PEFT starts it, uniform as in an `nn.Linear`: drawn on the CPU from `generator`.
         """
         super().__init__()
         inputs, outputs, device = base.in_features, base.out_features, _place(base).device
         self.base: Base = base.requires_grad_(False)
+        self.register_buffer("bias", None if base.bias is None else base.bias.detach(), persistent=False)
+        base.bias = None
         self.scale = alpha / math.sqrt(rank) if rslora else alpha / rank
         self.dropout = dropout
         self.lora_A = nn.Linear(inputs, rank, bias=False, device="meta")
@@ -64,6 +70,11 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, I] -> [T, O]."""
+        y = self._adapted(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _adapted(self, x: Tensor) -> Tensor:
+        """Without the bias."""
         drops = self.training and self.dropout > 0
         a, b = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
         if self.magnitude is None and not drops and not isinstance(x, DTensor):
@@ -115,18 +126,35 @@ class _Adapted(torch.autograd.Function):
 
 
 def attach(model: Model, settings: Settings) -> dict[str, LoraLinear]:
-    """Puts a `LoraLinear` in place of every linear layer that `settings.lora_targets` names: name in the tensor table
-    -> layer, in the table's order. The first values come from `settings.seed` alone."""
+    """Puts a `LoraLinear` in place of every linear layer that `settings.lora_targets` names, with `trains_tower` also
+    of the tower and its projection: name in the tensor table -> layer, in the table's order. The first values come
+    from `settings.seed` alone.
+
+    Raises GemmaryError where none is named, or none of a tower that is to be trained, or where there is no such tower.
+    """
+    if settings.trains_tower and not model.config.prefix_lm:
+        raise GemmaryError("only PaliGemma's vision tower is tuned: leave --train-tower out")
     generator = torch.Generator().manual_seed(settings.seed)
     options = (settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.rslora, settings.dora)
     found: dict[str, LoraLinear] = {}
+    linears = {tensor.name for tensor in linear_names(model.config).values()}
     for name, path in model.paths.items():
-        if name.startswith("layers.") and name.rpartition(".")[2] in settings.lora_targets:
+        if name in linears and _is_wanted(name, settings):
             owner, _, last = path.rpartition(".")
             base: Any = model.get_submodule(path)
             found[name] = LoraLinear(base, *options, generator)
             setattr(model.get_submodule(owner), last, found[name])
+    if not found or (settings.trains_tower and not any(name.startswith("vision.") for name in found)):
+        where = "of a vision tower" if found else "of the model"
+        raise GemmaryError(f"--lora-targets {','.join(settings.lora_targets)} names no layer {where}: name others")
     return found
+
+
+def _is_wanted(name: str, settings: Settings) -> bool:
+    part, _, last = name.rpartition(".")
+    if not part.startswith("vision"):
+        return last in settings.lora_targets
+    return settings.trains_tower and not {last, f"vision.{last}"}.isdisjoint(settings.lora_targets)
 
 
 def _row_squares(base: Base) -> Tensor:

@@ -28,7 +28,7 @@ from gemmary.checkpoints.convert import Progress
 from gemmary.checkpoints.peft import read_adapter
 from gemmary.errors import GemmaryError
 from gemmary.files import fsync_folder
-from gemmary.quantize.leaves import FLOATS, Leaf
+from gemmary.quantize.leaves import FLOATS, Leaf, with_weight
 from gemmary.quantize.lora import LoraWeights, merged_rows
 from gemmary.verify import INT4, INT8, SAME, Limits, Report, verify
 
@@ -150,7 +150,9 @@ def _source(checkpoint: Checkpoint, adapter: str | Path) -> Checkpoint:
     read = read_adapter(adapter, checkpoint.config)
 
     def leaf(name: str, weights: LoraWeights | None) -> Callable[[], Leaf]:
-        return checkpoint.leaves[name] if weights is None else lambda: Merged(checkpoint.lookup(name), weights)
+        if weights is None:
+            return checkpoint.leaves[name]
+        return lambda: with_weight(checkpoint.lookup(name), lambda base: Merged(base, weights))
 
     leaves = {name: leaf(name, read.weights.get(name)) for name in checkpoint.names()}
     template = read.chat_template

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from gemmary.batch import patches
 from gemmary.checkpoints import Checkpoint, save_checkpoint
-from gemmary.checkpoints.peft import Adapter, AdapterConfig, LoraWeights, write_adapter
-from gemmary.checkpoints.tensors import Tensor
+from gemmary.checkpoints.peft import Adapter, AdapterConfig, LoraWeights, target_ends, write_adapter
+from gemmary.checkpoints.tensors import Tensor, module_layout
 from gemmary.config import Config
 from gemmary.engines.torch_modules import TABLES, Model, module_of
 from gemmary.engines.torch_ops import StepCache, TorchOps, Visible
@@ -119,7 +119,8 @@ class TuneModel(Model):
         config = AdapterConfig(
             rank=settings.lora_rank,
             alpha=settings.lora_alpha,
-            targets=tuple(dict.fromkeys(self.paths[name].rpartition(".")[2] for name in self.adapters)),
+            targets=target_ends(self.config, self.adapters),
+            layout=module_layout(self.config),
             dropout=settings.lora_dropout,
             rslora=settings.rslora,
             dora=settings.dora,
@@ -212,9 +213,9 @@ def build(checkpoint: Checkpoint, settings: Settings, device: torch.device, dtyp
         return dense(tensor) if wide or tensor.name in TABLES[1:] else packed(tensor, leaf, None)
 
     def quantized(tensor: Tensor) -> nn.Module:
-        if tensor.name.startswith("vision."):  # rows that are no multiple of a block
-            return frozen(tensor)
         leaf = checkpoint.lookup(tensor.name)
+        if tensor.name.startswith("vision.") and (leaf.format in FLOATS or tensor.blocks("Q4_0") is None):
+            return frozen(tensor)  # rows that are no multiple of a block
         format = "Q4_0" if leaf.format in FLOATS else None  # what is quantized already stays as it is
         return dense(tensor) if tensor.is_norm else packed(tensor, leaf, format)
 

@@ -9,23 +9,30 @@ from gemmary.errors import GemmaryError
 from gemmary.tune.options import Options, as_float, choice, number, option, switch, text, whole
 
 METHODS = ("lora", "qlora", "full")
-TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-"""The linear layers of a block, by their names in the tensor table."""
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down", "projector")
+"""The linear layers of a block, by their names in the tensor table, and the one between tower and decoder. A tower's
+blocks have those of the same name but for `gate`."""
+TOWER_TARGETS = ("vision.q", "vision.k", "vision.v", "vision.o", "vision.up", "vision.down")
+"""Those of the tower alone."""
+_SIGLIP = {"out": "vision.o", "fc1": "vision.up", "fc2": "vision.down"}
+"""What Hugging Face calls layers that only a tower has, without `_proj`."""
 LEARNING_RATES = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 """LoRA's is that of the QLoRA paper (arXiv 2305.14314, table 9); a whole model takes about a tenth of an adapter's."""
 
 
 def targets(value: Any) -> tuple[str, ...]:
-    """Names of linear layers, ours or Hugging Face's (`q_proj`), as a list or with commas; `all`: every one."""
+    """Names of linear layers, ours or Hugging Face's (`q_proj`, `fc1`), as a list or with commas; `all`: every one."""
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         names = []
     short = {name.strip().removesuffix("_proj") for name in names}
+    short = {_SIGLIP.get(name, name) for name in short}
     if short in ({"all"}, {"all-linear"}):
         return TARGETS
-    if not short or short - set(TARGETS):
-        raise ValueError(f"all, or some of {', '.join(TARGETS)}")
-    return tuple(name for name in TARGETS if name in short)
+    known = (*TARGETS, *TOWER_TARGETS)
+    if not short or short - set(known):
+        raise ValueError(f"all, or some of {', '.join(known)}")
+    return tuple(name for name in known if name in short)
 
 
 def rows_apart(value: Any) -> str | float:
@@ -107,7 +114,7 @@ class Settings(Options):
     lora_dropout: float = option(number(0, 1, below=True), "dropout before the adapter", default=0.0, metavar="P")
     lora_targets: tuple[str, ...] = option(
         targets,
-        f"layers with an adapter: all, or some of {','.join(TARGETS)}",
+        f"layers with an adapter: all, or some of {','.join(TARGETS)}; vision.NAME: the tower's alone",
         default="all",
         metavar="NAMES",
     )
@@ -119,7 +126,7 @@ class Settings(Options):
 
     train_tower: bool | None = option(
         switch,
-        "train the vision tower and its projection, too (default: with --method full; an adapter has none)",
+        "train the vision tower and its projection, too, or give them adapters (default: with --method full)",
         default=None,
     )
     augment: bool = option(
@@ -192,8 +199,9 @@ class Settings(Options):
             object.__setattr__(self, "learning_rate", LEARNING_RATES[self.method])
         if self.steps is None and self.epochs is None:
             object.__setattr__(self, "epochs", 1.0)
-        if self.train_tower and self.method != "full":
-            raise GemmaryError(f"--train-tower needs --method full: a {self.method} adapter holds no vision tower")
+        of_tower = {"projector", *TOWER_TARGETS}.intersection(self.lora_targets)
+        if of_tower and self.method != "full" and not self.trains_tower and self.lora_targets != TARGETS:
+            raise GemmaryError(f"--lora-targets names {min(of_tower)}, of the vision tower: give --train-tower with it")
         fractions = [share for share in (self.validation, self.test) if isinstance(share, float)]
         if sum(fractions) >= 1:
             raise GemmaryError("validation and test take all rows: give them smaller fractions")
