@@ -1,9 +1,9 @@
 """Teaches a model an object that it has never seen from 50 pictures, and measures what it finds.
 
     python -m recipes.new_object --out star
-    gemmary tune starter-vision star --out star/tuned --method full --learning-rate 1e-3 --epochs 40 --augment
+    gemmary tune starter-vision star --out star/lora --train-tower --learning-rate 2e-3 --epochs 40 --augment
     python -m recipes.new_object --measure starter-vision
-    python -m recipes.new_object --measure star/tuned
+    python -m recipes.new_object --measure starter-vision --adapter star/lora
 
 The pictures have a star among the shapes that the model knows; the held-out ones are others. What is measured is the
 star, asked for by itself, and what the model still knows of the other shapes in the same pictures.
@@ -42,7 +42,8 @@ def scenes_with(count: int, seed: int) -> list[Scene]:
 
 
 def write(out: Path) -> int:
-    """out/train.jsonl and its pictures: of each where the new object is, and where it is among all the others."""
+    """out/train.jsonl and its pictures: of each where the new object is, where all things are, and where the known ones
+    are, so that these are not forgotten."""
     from PIL import Image
 
     (out / "pictures").mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,7 @@ def write(out: Path) -> int:
     for number, drawn in enumerate(scenes_with(PICTURES, SEED)):
         image = f"pictures/{number:02d}.png"
         Image.fromarray(drawn.picture).save(out / image)
-        for labels in ([LABEL], [LABEL, *SHAPES]):
+        for labels in ([LABEL], [LABEL, *SHAPES], list(SHAPES)):
             things = sorted(
                 (each for each in drawn.things if each.shape in labels), key=lambda t: labels.index(t.shape)
             )
