@@ -88,8 +88,9 @@ class Model(Seeing):
         templates = [adapter.chat_template for adapter in (adapters or {}).values()]
         self._tuned_template = templates[0] if len(templates) == 1 else None
         guessers = [] if draft is None else [draft_guesser(draft, checkpoint, engine)]
+        of_tower = {number for number, each in enumerate((adapters or {}).values(), 1) if each.changes_tower}
         self._scheduler: Scheduler | None = Scheduler(
-            engine, context=self.context, kv_bytes=kv_bytes, guessers=guessers
+            engine, context=self.context, kv_bytes=kv_bytes, guessers=guessers, tower_adapters=of_tower
         )
 
     # What it is ---------------------------------------------------------------------------------------------------

@@ -36,15 +36,7 @@ for name, token in json.loads(sys.argv[1]):
 """
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub and of Gemmary, and a working directory without surprises."""
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("GEMMARY_HOME", str(tmp_path / "gemmary"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "hf" / "hub"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def put(cache: Path, repo: str, files: dict[str, bytes], commit: str = COMMIT, ref: str = "main") -> Path:

@@ -20,15 +20,7 @@ from tests.checkpoints.sources import same_leaves, tiny
 from tests.checkpoints.test_hub import pull_all
 from tests.tokenizer import small
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub."""
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("GEMMARY_HOME", str(tmp_path / "gemmary"))
-    return tmp_path / "hf" / "hub"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

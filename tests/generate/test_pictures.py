@@ -94,12 +94,17 @@ def test_what_one_adapter_saw_is_not_used_for_another() -> None:
         np.testing.assert_array_equal(engine.see(picture(0).pixels[None], adapter=number), seen[number])
     assert engine.pictures_seen == 6  # each once more, by hand
 
+    sight = Sight(engine, tower_adapters={2})  # the first is told to be of the decoder alone: it sees as the base does
+    for number, expected in ((0, 0), (1, 0), (2, 2)):
+        np.testing.assert_array_equal(sight.see([picture(0)], number), seen[expected])
+    assert engine.pictures_seen == 8
+
     scheduler = Scheduler(engine)
     for number in (0, 1, 0, 2, 1):
         asked = request([2, 60], picture(0), adapter=number)
         alone = Scheduler(CountingEngine(lookup=lookup))
         assert finish(scheduler, asked) == finish(alone, request([2, 60], picture(0), adapter=number))
-    assert engine.pictures_seen == 9
+    assert engine.pictures_seen == 11
 
 
 def test_what_was_seen_takes_so_many_bytes_at_most() -> None:

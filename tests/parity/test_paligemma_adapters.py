@@ -14,8 +14,8 @@ from gemmary.batch import Batch, Chunk
 from gemmary.checkpoints.peft import Adapter, read_adapter, write_adapter
 from gemmary.engines import open_engine
 from tests.checkpoints.adapters import mixed_adapter
-from tests.parity.peers import torch
 from tests.parity.test_paligemma import each_generation, opened, peers, pixels, prompt, theirs
+from tests.parity.test_peft import with_random_adapters
 from tests.runs import Array, relative_error
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
@@ -53,8 +53,8 @@ def test_peft_loads_ours(peers: Any, tmp_path: Path, generation: str, dora: bool
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "all": {"target_modules": "all-linear"},
-    "dora": {"target_modules": "all-linear", "use_dora": True},
+    "all": {},
+    "dora": {"use_dora": True},
     "tower": {"target_modules": r".*(vision_tower.*\.(q_proj|fc2)|multi_modal_projector\.linear)"},
 }
 
@@ -63,16 +63,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_we_load_theirs(peers: Any, tmp_path: Path, generation: str, kind: str) -> None:
     model, folder = peers[generation]
-    torch.manual_seed(0)
-    described = peft.LoraConfig(**{"r": 3, "lora_alpha": 5, **OPTIONS[kind]})
-    adapted = peft.get_peft_model(deepcopy(model), described).eval()
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.3)
-            if "magnitude" in name:
-                parameter.mul_(torch.rand_like(parameter) + 0.5)
-    adapted.save_pretrained(str(tmp_path))
+    adapted = with_random_adapters(deepcopy(model), tmp_path, **OPTIONS[kind])
     adapter = read_adapter(tmp_path, opened(folder)[1])
     assert all(name.startswith("vision.") for name in adapter.weights) == (kind == "tower")
     expected = theirs(adapted, IDS, SEEN, len(IDS))

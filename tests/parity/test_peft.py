@@ -25,9 +25,14 @@ FAMILIES = ("gemma", "gemma2", "gemma3", "embeddinggemma")
 
 def made_by_peft(config: Config, lookup: Lookup, folder: Path, **options: Any) -> Any:
     """A peft model with random adapters, saved to the folder."""
+    return with_random_adapters(peer(config, lookup), folder, **options)
+
+
+def with_random_adapters(base: Any, folder: Path, **options: Any) -> Any:
+    """The same of any model of transformers, on all its linear layers unless the options say otherwise."""
     torch.manual_seed(0)
     described = peft.LoraConfig(**{"r": 3, "lora_alpha": 5, "target_modules": "all-linear", **options})
-    model = peft.get_peft_model(peer(config, lookup), described).eval()
+    model = peft.get_peft_model(base, described).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

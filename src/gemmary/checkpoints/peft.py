@@ -59,6 +59,11 @@ class Adapter:
     """Of a model that this adapter makes a conversation partner: what lies in its folder as such. Never executed."""
 
     @property
+    def changes_tower(self) -> bool:
+        """Whether pictures look different with it: weights of the vision tower or its projector are among its own."""
+        return any(name.startswith("vision.") for name in self.weights)
+
+    @property
     def nbytes(self) -> int:
         arrays = [a for w in self.weights.values() for a in (w.a, w.b, w.magnitude) if a is not None]
         return sum(a.nbytes for a in arrays)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import takewhile
@@ -40,6 +40,7 @@ class Scheduler:
     are the keys of the last prompts that see themselves whole (`prefixes.py`), as long as no request needs the room.
 
     guessers: those that are asked after the text itself. They are only asked where the engine is `batch_invariant`.
+    tower_adapters: as in `Sight`.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Scheduler:
         kv_bytes: int | None = None,
         guessers: Sequence[Guesser] = (),
         costs: StepCosts | None = None,
+        tower_adapters: Container[int] | None = None,
     ) -> None:
         self.engine = engine
         self.config: Config = engine.config
@@ -63,7 +65,7 @@ class Scheduler:
         self.costs = costs or StepCosts()
         guessing = (NGrams(), *guessers) if engine.info.batch_invariant else ()
         self.speculation = Speculation(guessing, self.costs)
-        self.sight = Sight(engine)
+        self.sight = Sight(engine, tower_adapters=tower_adapters)
         # Where rows depend on what else is in a step, a prompt's last row would not be what it was, computed alone.
         self.prefixes = Prefixes(MOST_KEPT if engine.info.batch_invariant and self.config.sliding_window is None else 0)
         self.waiting: deque[Request] = deque()

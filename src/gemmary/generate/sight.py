@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,8 +36,12 @@ class Picture:
 class Sight:
     """The tower of an engine, behind the memory of the pictures that it saw last. For one thread at a time."""
 
-    def __init__(self, engine: Engine, most_bytes: int = REMEMBERED_BYTES) -> None:
+    def __init__(
+        self, engine: Engine, most_bytes: int = REMEMBERED_BYTES, tower_adapters: Container[int] | None = None
+    ) -> None:
+        """tower_adapters: numbers of the adapters that change the tower (None: all may); others see as the base."""
         self._engine = engine
+        self._tower_adapters = tower_adapters
         self._most_bytes = most_bytes
         self._held_bytes = 0
         self._seen: OrderedDict[tuple[bytes, int], Logits] = OrderedDict()
@@ -45,6 +49,8 @@ class Sight:
     def see(self, pictures: Sequence[Picture], adapter: int = 0) -> Logits:
         """[pictures * num_tokens, D]. Each picture goes through the tower alone, so nothing depends on the others.
         adapter: of the tower, as in `Engine.see`; what one saw is not used for another."""
+        if self._tower_adapters is not None and adapter not in self._tower_adapters:
+            adapter = 0
         return np.concatenate([self._see(picture, adapter) for picture in pictures])
 
     def _see(self, picture: Picture, adapter: int) -> Logits:
