@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from gemmary.adapters import open_adapters, wrapped
-from gemmary.checkpoints import Checkpoint, open_named, save_checkpoint
+from gemmary.checkpoints import Checkpoint, kept, open_named, save_checkpoint
 from gemmary.checkpoints.hub import RANDOM
+from gemmary.checkpoints.kept import PackedCopy
 from gemmary.checkpoints.peft import Adapter
 from gemmary.checkpoints.tensors import tensors
 from gemmary.config import Config
@@ -50,6 +51,7 @@ def load(
     adapter: str | Path | Mapping[str, str | Path] | None = None,
     isa: str | None = None,
     conventions: str = "big_vision",
+    packed_copy: bool = True,
 ) -> Model:
     """Opens a checkpoint and builds an engine for it.
 
@@ -66,6 +68,8 @@ def load(
     "avx2", "avx512" or "neon" for the native engine's kernels, with the same results; None = the best. conventions, of
     a PaliGemma 2 in a Hugging Face folder: "big_vision" runs it as it was trained, without the sliding window and the
     cap of the logits that its config.json has from Gemma 2; "transformers" with them, as transformers 5 does.
+    packed_copy: where a packed copy of the weights was kept (`Model.keep_packed`, or by the command line) the native
+    engine maps it, which changes how soon the model is there and nothing else; False reads and packs the original.
 
     Raises GemmaryError where something is wrong, missing, or foreseeably larger than the memory.
     """
@@ -73,9 +77,12 @@ def load(
     checkpoint = as_run_by(open_named(name), conventions)
     options: dict[str, Any] = {"threads": threads, "dtype": dtype, "kv_dtype": kv_dtype, "isa": isa}
     if draft is not None and not isinstance(draft, Model):
-        draft = load(draft, engine=engine, quant=quant, **options)
+        draft = load(draft, engine=engine, quant=quant, packed_copy=packed_copy, **options)
     adapters = open_adapters(adapter, checkpoint.config)
-    return _loaded(checkpoint, engine, quant, context, draft, options, adapters)
+    # The gains of DoRA are those of the weights as they are stored, which a copy in another dtype does not hold.
+    may_copy = packed_copy and engine == "native" and (dtype is None or not adapters)
+    copy = kept.copy_of(checkpoint, quant, dtype) if may_copy else None
+    return _loaded(checkpoint, engine, quant, context, draft, options, adapters, copy)
 
 
 def random_model(
@@ -132,8 +139,9 @@ def _loaded(
     draft: Model | None,
     options: dict[str, Any],
     adapters: Mapping[str, Adapter] | None = None,
+    copy: PackedCopy | None = None,
 ) -> Model:
-    """The model of an opened checkpoint; options: those of `open_engine`."""
+    """The model of an opened checkpoint; options: those of `open_engine`. copy: where its packed weights may lie."""
     adapters = adapters or {}
     lookup: Callable[[str], Leaf] = checkpoint.lookup
     notices: list[str] = []
@@ -143,7 +151,11 @@ def _loaded(
     least = context or min(checkpoint.config.context_length, LEAST_CONTEXT)
     extra = sum(adapter.nbytes for adapter in adapters.values()) + _draft_bytes(draft, least)
     _require_room(checkpoint, engine, quant, least, extra, options)
-    adapted = wrapped(lookup, checkpoint.config, list(adapters.values())) if adapters else lookup
+    packed = copy.open(checkpoint, notices) if copy is not None else None
+    if packed is not None:  # its weights are the engine's alone: what the model says and saves is the checkpoint's
+        checkpoint, copy = replace(checkpoint, load_tokenizer=packed.load_tokenizer), None
+    held = packed.lookup if packed is not None else lookup
+    adapted = wrapped(held, checkpoint.config, list(adapters.values())) if adapters else held
     built = _open_engine(engine, checkpoint.config, adapted, options)
     kv_bytes = None if (free := available_bytes()) is None else free // 2
     if kv_bytes is not None and context is not None:  # for which the plan has found room
@@ -158,6 +170,7 @@ def _loaded(
         notices=notices,
         draft=draft,
         adapters=adapters,
+        packed_copy=copy,
     )
     warn(notices)
     return model

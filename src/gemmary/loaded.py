@@ -19,6 +19,7 @@ from gemmary.adapters import ONLY, Asked, Choice, number_of
 from gemmary.chat import Message, Prompt, encode_chat, fill_in_the_middle, looks_like_gemma, style_of
 from gemmary.chat.pictures import BEGIN, picture_ids
 from gemmary.checkpoints import Checkpoint
+from gemmary.checkpoints.kept import PackedCopy
 from gemmary.checkpoints.peft import Adapter, AdapterConfig
 from gemmary.config import Config
 from gemmary.drafting import draft_guesser
@@ -37,6 +38,8 @@ from gemmary.vision.prompt import prompt_ids
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from gemmary.checkpoints.convert import Progress
 
 Ids = Sequence[int]
 
@@ -73,10 +76,11 @@ class Model(Seeing):
         notices: Iterable[str] = (),
         draft: Model | None = None,
         adapters: Mapping[str, Adapter] | None = None,
+        packed_copy: PackedCopy | None = None,
     ) -> None:
         """lookup: leaves as the engine was given them, without adapters, where they are not the checkpoint's own.
         context, kv_bytes: as in `Scheduler`. draft: a small model of the family that guesses tokens ahead. adapters:
-        those that the engine was given, in their order."""
+        those that the engine was given, in their order. packed_copy: where one of what the engine packed would lie."""
         self.checkpoint = checkpoint
         self.lookup = lookup or checkpoint.lookup
         self.name = name or checkpoint.name
@@ -84,6 +88,7 @@ class Model(Seeing):
         self.notices = (*checkpoint.notices, *notices)
         self.context = context or engine.config.context_length
         self.draft = draft
+        self.packed_copy = packed_copy
         self.adapters = {name: adapter.config for name, adapter in (adapters or {}).items()}
         templates = [adapter.chat_template for adapter in (adapters or {}).values()]
         self._tuned_template = templates[0] if len(templates) == 1 else None
@@ -331,6 +336,31 @@ class Model(Seeing):
     def score(self, ids: Ids, *, adapter: Asked = ONLY) -> npt.NDArray[np.float32]:
         """Log-probability (natural) of each token after those before it: float32 [T - 1], the first has none."""
         return scores.score(self, ids, self.adapter_number(adapter))
+
+    # Keeping it ---------------------------------------------------------------------------------------------------
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the weights that this load packed, of which no copy is kept; 0 where there is nothing to keep."""
+        return sum(self._held(name).nbytes for name in self.checkpoint.names()) if self.packed_copy is not None else 0
+
+    def keep_packed(self, progress: Progress | None = None) -> Path:
+        """Keeps a copy of the weights as the native engine has packed them, which a later `load` of the same files maps
+        instead of packing them again. Returns its folder; `gemmary rm --packed` removes all copies.
+
+        Raises GemmaryError where nothing was packed (another engine, random weights, a packed folder or copy, a `dtype`
+        with adapters), copies are turned off (GEMMARY_KEEP_PACKED=0), or the disk refuses.
+        """
+        if self.packed_copy is None:
+            raise GemmaryError(f"of {self.name} no packed copy can be kept: this load has packed nothing to keep")
+        self.packed_copy.write(self.checkpoint, self._held, progress)
+        folder, self.packed_copy = self.packed_copy.folder, None
+        return folder
+
+    def _held(self, name: str) -> Leaf:
+        engine: Any = self.engine  # the native one
+        leaf: Leaf = engine.held(name)
+        return leaf
 
     # Ending it ----------------------------------------------------------------------------------------------------
 

@@ -74,7 +74,10 @@ def measure(
     if free is not None and needed > free:
         return f"source and result need {size(needed)} of memory together, and {size(free)} were available"
     try:
-        with load(made, threads=threads) as model, load(name, threads=threads) as source:
+        with (
+            load(made, threads=threads, packed_copy=False) as model,
+            load(name, threads=threads, packed_copy=False) as source,
+        ):
             found = verify(model, source, progress=lambda done, total: progress("measuring", done, total))
     except GemmaryError as error:
         return str(error)

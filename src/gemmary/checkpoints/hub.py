@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemmary import zoo
-from gemmary.checkpoints import starter
+from gemmary.checkpoints import kept, starter
 from gemmary.checkpoints.hub_layouts import choose_orbax, keras_files, keras_missing, listed_missing, orbax_folders
 from gemmary.errors import GemmaryError
 from gemmary.memory import size
@@ -53,6 +53,8 @@ class LocalModel:
     size: int
     """Bytes on disk."""
     complete: bool = True
+    packed: int = 0
+    """Bytes of its packed copies (`kept.py`)."""
 
 
 def resolve(name: str | Path) -> Path:
@@ -106,43 +108,64 @@ def unknown(name: object) -> GemmaryError:
 
 
 def list_local() -> list[LocalModel]:
-    """The starter, where it is assembled, and every Gemma repository in the hub's cache, by name."""
-    models = []
+    """The starter, where it is assembled, every Gemma repository in the hub's cache, and what else has packed copies,
+    by name."""
+    models, copies = [], kept.copies()
+
+    def packed(place: Path) -> int:
+        mine = [held for held in copies if held.source.is_relative_to(place.resolve())]
+        copies[:] = [held for held in copies if held not in mine]
+        return sum(held.size for held in mine)
+
     if starter.is_assembled():
         path = starter.starter_path()
-        models.append(LocalModel(starter.NAME, path, path.stat().st_size))
+        models.append(LocalModel(starter.NAME, path, path.stat().st_size, packed=packed(path)))
     for folder in sorted(hub_cache().glob("models--*--*")):
         repo = "/".join(folder.name.split("--", 2)[1:])
         snapshot = _snapshot(folder, None)
         if snapshot is None or not _is_gemma(snapshot, repo):
             continue
         row = zoo.find(repo)
-        models.append(LocalModel(row.name if row else repo, snapshot, _disk_usage(folder), not missing_files(snapshot)))
+        name, complete = row.name if row else repo, not missing_files(snapshot)
+        models.append(LocalModel(name, snapshot, _disk_usage(folder), complete, packed(folder)))
+    for source in sorted({held.source for held in copies}):
+        size = _disk_usage(source) if source.is_dir() else source.stat().st_size if source.exists() else 0
+        models.append(LocalModel(str(source), source, size, source.exists(), packed(source)))
     return models
 
 
+def place_of(name: str) -> Path:
+    """The file or folder in which all of a model lies, every revision of it. Raises GemmaryError for an unknown name."""
+    hub_name = parse(name)
+    if name not in starter.NAMES and hub_name is not None and repo_folder(hub_name.repo).is_dir():
+        return repo_folder(hub_name.repo)
+    return resolve(name)
+
+
 def remove(name: str) -> int:
-    """Deletes what `pull` fetched (every revision of it) and returns the bytes that are free again.
+    """Deletes what `pull` fetched (every revision of it) and its packed copies, and returns the bytes that are free
+    again.
 
     Raises GemmaryError where there is nothing, and for a folder or file of one's own, which Gemmary never deletes.
     """
     if name == starter.NAME:
         if not starter.is_assembled():
             raise GemmaryError("the starter is not in the cache: there is nothing to remove")
-        return starter.remove()
+        return kept.remove(starter.starter_path()) + starter.remove()
     if name == starter.VISION_NAME:
         raise GemmaryError("starter-vision is a part of Gemmary: there is nothing to remove")
     hub_name = parse(name)
     if hub_name is None or (not repo_folder(hub_name.repo).is_dir() and Path(name).exists()):
         if Path(name).exists():
-            raise GemmaryError(f"{name} was not fetched by `gemmary pull`: remove it yourself")
+            copies = f" (`gemmary rm --packed {name}`: its packed copies)" if kept.bytes_of(Path(name)) else ""
+            raise GemmaryError(f"{name} was not fetched by `gemmary pull`: remove it yourself{copies}")
         raise unknown(name)
     if hub_name.revision or hub_name.file:
         raise GemmaryError(f"give the name alone to remove all that was fetched of it: `gemmary rm {hub_name.repo}`")
     folder = repo_folder(hub_name.repo)
     if not folder.is_dir():
         raise GemmaryError(f"{name} is not on this machine: there is nothing to remove")
-    freed = _disk_usage(folder)
+    freed = _disk_usage(folder) + kept.remove(folder)
     try:
         shutil.rmtree(folder)
     except OSError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -38,6 +38,8 @@ from gemmary.quantize.pieces import piece
 FILE = "model.safetensors"
 KIND = "gemmary-packed"
 ALIGNMENT = 64
+Stated = dict[str, tuple[str, tuple[int, int]]]
+"""Format, rows and columns of each matrix."""
 _STATED = re.compile(r"([A-Z0-9_]{2,8}) ([1-9][0-9]{0,9}) ([1-9][0-9]{0,9})")
 
 
@@ -51,6 +53,21 @@ def is_packed(path: Path) -> bool:
 
 def open_packed(path: Path, name: str | None = None) -> Checkpoint:
     """Raises GemmaryError, one line, where the folder is not whole and sound, or was written for another layout."""
+    notices: list[str] = []
+    file, stated = _open_file(path)
+    config = _with_dense(path, read_config(read_json(path / "config.json"), notices), stated)
+    return Checkpoint(
+        path, "packed", config, name or path.resolve().name, _leaves(path, file, stated, config),
+        partial(open_tokenizer, path), partial(read_chat_template, path), notices,
+    )  # fmt: skip
+
+
+def open_weights(path: Path, config: Config) -> dict[str, Callable[[], Leaf]]:
+    """The weights alone, of a model whose Config is known. Raises GemmaryError as `open_packed` does."""
+    return _leaves(path, *_open_file(path), config)
+
+
+def _open_file(path: Path) -> tuple[SafetensorsFile, Stated]:
     from gemmary import _core
 
     file = SafetensorsFile(path / FILE)
@@ -59,9 +76,10 @@ def open_packed(path: Path, name: str | None = None) -> Checkpoint:
             f"{path} is packed in layout {ascii(version)[:20]}, and this Gemmary reads layout {_core.PACKED_VERSION}: "
             "convert the original again"
         )
-    notices: list[str] = []
-    stated = {key: _stated(path, key, text) for key, text in file.metadata.items() if key not in ("format", "version")}
-    config = _with_dense(path, read_config(read_json(path / "config.json"), notices), stated)
+    return file, {k: _stated(path, k, text) for k, text in file.metadata.items() if k not in ("format", "version")}
+
+
+def _leaves(path: Path, file: SafetensorsFile, stated: Stated, config: Config) -> dict[str, Callable[[], Leaf]]:
     table = tensors(config)
     vectors = {t.name for t in table if t.is_norm} | {bias_name(t.name) for t in table if t.bias}
     names = {t.name for t in table} | vectors
@@ -79,10 +97,7 @@ def open_packed(path: Path, name: str | None = None) -> Checkpoint:
             leaf = _matrix(path, file, tensor, *stated[tensor.name])
         bias = _vector(path, file, bias_name(tensor.name), tensor.shape[:1]) if tensor.bias else None
         leaves[tensor.name] = partial(_affine, leaf, bias) if bias else leaf
-    return Checkpoint(
-        path, "packed", config, name or path.resolve().name, leaves, partial(open_tokenizer, path),
-        partial(read_chat_template, path), notices,
-    )  # fmt: skip
+    return leaves
 
 
 def _stated(path: Path, key: str, text: str) -> tuple[str, tuple[int, int]]:
@@ -92,7 +107,7 @@ def _stated(path: Path, key: str, text: str) -> tuple[str, tuple[int, int]]:
     return found[1], (int(found[2]), int(found[3]))
 
 
-def _with_dense(path: Path, config: Config, stated: dict[str, tuple[str, tuple[int, int]]]) -> Config:
+def _with_dense(path: Path, config: Config, stated: Stated) -> Config:
     """The Config with the widths of an embedding model's dense layers, which config.json does not say."""
     if not config.bidirectional:
         return config
@@ -148,13 +163,56 @@ def save_packed(
     Returns what a user should be told. Raises GemmaryError where a row does not divide into blocks, a weight does not
     fit the format, the folder holds something, or the disk refuses.
     """
+    notices = fallbacks(source.config, format) if format in ASKED else []
+    contents = _contents(source.config, source.lookup, format)
+    with atomic_folder(path) as folder:
+        write_around(source, folder, "float32", notices)
+        contents.write(folder, progress)
+        if finish is not None:
+            finish(folder)
+    return notices
+
+
+def write_weights(
+    config: Config, lookup: Callable[[str], Leaf], folder: Path, progress: Progress | None = None
+) -> None:
+    """The weights alone, as they are stored, into a folder that is itself made atomic. Raises GemmaryError as
+    `save_packed` does."""
+    _contents(config, lookup, None).write(folder, progress)
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What the file of weights will hold."""
+
+    lookup: Callable[[str], Leaf]
+    table: list[Tensor]
+    formats: dict[str, str]
+    plan: list[tuple[str, str, tuple[int, ...]]]
+    metadata: dict[str, str]
+
+    def write(self, folder: Path, progress: Progress | None) -> None:
+        from gemmary import _core
+
+        runtime = _core.Runtime(0, None)
+        meter = Meter(sum(shape[0] for _, dtype, shape in self.plan if dtype == "U8"), progress)
+        with open(folder / FILE, "wb") as file:
+            data = (
+                iter([self.lookup(t.name).dequantize()])
+                if t.is_norm
+                else meter.watch(_panels(runtime, self.lookup(t.name), self.formats[t.name]))
+                for t in self.table
+            )
+            biases = (iter([_bias(self.lookup(t.name))]) for t in self.table if t.bias)
+            write(HashingFile(file), self.plan, chain(data, biases), self.metadata)
+
+
+def _contents(config: Config, lookup: Callable[[str], Leaf], format: str | None) -> _Contents:
+    """Raises GemmaryError where a row does not divide into blocks."""
     from gemmary import _core
 
-    notices = fallbacks(source.config, format) if format in ASKED else []
-    table = sorted(
-        tensors(source.config), key=lambda t: t.is_norm
-    )  # panels are whole lines of 64 bytes, norms may not be
-    formats = _formats(source, table, format)
+    table = sorted(tensors(config), key=lambda t: t.is_norm)  # panels are whole lines of 64 bytes, norms may not be
+    formats = _formats(config, lookup, table, format)
     metadata = {"format": KIND, "version": str(_core.PACKED_VERSION)}
     plan: list[tuple[str, str, tuple[int, ...]]] = []
     for tensor in table:
@@ -167,33 +225,17 @@ def save_packed(
             plan.append((tensor.name, "U8", (_core.packed_bytes(found, *_panel_shape(tensor, found)),)))
         except ValueError as error:
             raise GemmaryError(f"{tensor.name} cannot be packed: {error}") from None
-    biased = [t for t in table if t.bias]
-    plan += [(bias_name(t.name), "F32", t.shape[:1]) for t in biased]
-    runtime = _core.Runtime(0, None)
-    meter = Meter(sum(shape[0] for _, dtype, shape in plan if dtype == "U8"), progress)
-    with atomic_folder(path) as folder:
-        write_around(source, folder, "float32", notices)
-        with open(folder / FILE, "wb") as file:
-            data = (
-                iter([source.lookup(t.name).dequantize()])
-                if t.is_norm
-                else meter.watch(_panels(runtime, source.lookup(t.name), formats[t.name]))
-                for t in table
-            )
-            biases = (iter([_bias(source.lookup(t.name))]) for t in biased)
-            write(HashingFile(file), plan, chain(data, biases), metadata)
-        if finish is not None:
-            finish(folder)
-    return notices
+    plan += [(bias_name(t.name), "F32", t.shape[:1]) for t in table if t.bias]
+    return _Contents(lookup, table, formats, plan, metadata)
 
 
-def _formats(source: Source, table: list[Tensor], asked: str | None) -> dict[str, str]:
+def _formats(config: Config, lookup: Callable[[str], Leaf], table: list[Tensor], asked: str | None) -> dict[str, str]:
     """What each matrix is written in where `asked` is wanted of the model; as stored where that does not concern it."""
     matrices = [t.name for t in table if not t.is_norm]
     if asked is not None and asked not in ASKED:
         return dict.fromkeys(matrices, asked)
-    blocks = block_types(source.config, asked) if asked is not None else {}
-    return {name: blocks.get(name) or source.lookup(name).format for name in matrices}
+    blocks = block_types(config, asked) if asked is not None else {}
+    return {name: blocks.get(name) or lookup(name).format for name in matrices}
 
 
 def _panel_shape(tensor: Tensor, format: str) -> tuple[int, int]:

@@ -53,6 +53,7 @@ def ask(arguments: argparse.Namespace) -> None:
             if names is not None:
                 bar(arguments.images, counts.total(), len(names))
     console.note(f"pictures: {', '.join(f'{number:,} {kind}' for kind, number in counts.items())}")
+    loading.keep_packed(model)
 
 
 def answers(

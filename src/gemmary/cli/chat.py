@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     if sys.stdin.isatty():
         console.note("/help lists the commands")
     Chat(model, options, arguments.system).loop()
+    loading.keep_packed(model)
 
 
 class Chat:

@@ -34,3 +34,4 @@ def run(arguments: argparse.Namespace) -> None:
     prompt = None if arguments.prompt == "none" else arguments.prompt
     for vector in model.embed(texts, prompt=prompt, title=arguments.title, dimensions=arguments.dimensions):
         print(json.dumps([round(float(value), 7) for value in vector]))
+    loading.keep_packed(model)

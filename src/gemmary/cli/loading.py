@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import gemmary
-from gemmary.checkpoints import starter
+from gemmary.checkpoints import kept, starter
 from gemmary.cli import console
+from gemmary.errors import GemmaryError
+from gemmary.memory import size
 
 if TYPE_CHECKING:
     from gemmary.api import Model
@@ -26,6 +29,24 @@ def load_model(arguments: argparse.Namespace, name: str | None = None, **options
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", gemmary.GemmaryWarning)  # its lines are the model's notices, which are printed
         return gemmary.load(name, **{key: value for key, value in {**given, **options}.items() if value is not None})
+
+
+def keep_packed(model: Model) -> None:
+    """Keeps a packed copy of what a command had to pack, after its work is done, where that is worthwhile: the next
+    start maps it. A failure is a line and costs nothing else."""
+    sys.stdout.flush()  # whoever reads the answer has it before
+    for each in (model, model.draft):
+        if each is None or not (nbytes := each.packed_bytes) or not kept.is_worthwhile(nbytes):
+            continue
+        console.note(
+            f"note: a packed copy of {each.name} ({size(nbytes)}) is kept in {kept.home()}, so that it loads sooner "
+            f"from now on; {kept.VARIABLE}=0 turns this off, `gemmary rm --packed` deletes it"
+        )
+        try:
+            with console.bar(is_bytes=True) as progress:
+                each.keep_packed(progress)
+        except GemmaryError as error:
+            console.note(f"note: no packed copy was kept: {error}")
 
 
 def describe(model: Model) -> str:

@@ -121,6 +121,7 @@ def ask(arguments: argparse.Namespace) -> None:
         save(drawn, Path(arguments.save))
         terminal.show(encoded(drawn))
     console.note(loading.speed(completion.stats) + run.ending(completion))
+    loading.keep_packed(model)
 
 
 def as_coco(name: str, completion: PictureCompletion, found: Found) -> dict[str, Any]:

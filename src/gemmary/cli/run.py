@@ -83,6 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
             write_logprobs(model, completion)
     seed = f" · seed {completion.stats.seed}" if options.get("temperature") != 0 else ""
     console.note(f"{loading.speed(completion.stats)}{seed}{ending(completion)}")
+    loading.keep_packed(model)
 
 
 def read_prompt(argument: str | None) -> str:

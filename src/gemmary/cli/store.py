@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from gemmary import zoo
-from gemmary.checkpoints import hub, starter
+from gemmary.checkpoints import hub, kept, starter
 from gemmary.cli import console, parser
 from gemmary.errors import GemmaryError
 from gemmary.memory import size
@@ -21,7 +21,10 @@ def add(commands: Any) -> None:
     listed.add_argument("--all", action="store_true", help="every model of the series that Gemmary runs")
     listed.add_argument("--json", action="store_true", help="for programs")
     remove = parser.command(commands, "rm", run_remove, "delete a model that was fetched")
-    remove.add_argument("model", metavar="MODEL", help="its name, as `gemmary list` shows it")
+    remove.add_argument("model", metavar="MODEL", nargs="?", help="its name, as `gemmary list` shows it")
+    remove.add_argument(
+        "--packed", action="store_true", help="only the packed copies that were kept of it; without MODEL, all of them"
+    )
     remove.add_argument("--yes", action="store_true", help="do not ask")
 
 
@@ -39,13 +42,22 @@ def run_list(arguments: argparse.Namespace) -> None:
         return
     models = hub.list_local()
     if arguments.json:
-        rows = [{"name": m.name, "path": str(m.path), "bytes": m.size, "complete": m.complete} for m in models]
+        rows = [
+            {"name": m.name, "path": str(m.path), "bytes": m.size, "complete": m.complete, "packed_bytes": m.packed}
+            for m in models
+        ]
         console.write_json(rows)
     elif models:
-        cells = [(m.name, size(m.size), str(m.path) if m.complete else "incomplete: pull it again") for m in models]
-        console.table(cells, ("name", "size", "where"))
+        cells = [(m.name, size(m.size), size(m.packed) if m.packed else "-", where(m)) for m in models]
+        console.table(cells, ("name", "size", "packed copies", "where"))
     if not models:
         console.note("no models yet: `gemmary run starter` or `gemmary pull NAME` (`gemmary list --all` shows names)")
+
+
+def where(model: hub.LocalModel) -> str:
+    if model.complete:
+        return str(model.path)
+    return "incomplete: pull it again" if model.path.exists() else "gone: gemmary rm --packed"
 
 
 def list_zoo(as_json: bool) -> None:
@@ -81,6 +93,12 @@ def list_zoo(as_json: bool) -> None:
 
 def run_remove(arguments: argparse.Namespace) -> None:
     name = arguments.model
+    if arguments.packed:  # which the next start makes again: nobody is asked
+        freed = kept.remove(None if name is None else hub.place_of(name))
+        print(f"deleted packed copies: {size(freed)} are free again")
+        return
+    if name is None:
+        raise GemmaryError("say which model to delete, or --packed for the packed copies of all")
     if not arguments.yes:
         if not sys.stdin.isatty():
             raise GemmaryError(f"to delete {name} without being asked, say --yes")

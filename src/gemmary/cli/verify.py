@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.against or arguments.model,
         engine=arguments.engine or "native",
         dtype=exact,
+        packed_copy=False,
     )
     console.note(f"against {loading.describe(against)}")
     ids = against.tokenizer.encode(text, bos=True)[: min(model.context, against.context)]

@@ -167,6 +167,10 @@ class NativeEngine:
             self.info.formats["Q8_0 high halves"] = added
         return added
 
+    def held(self, name: str) -> Leaf:
+        """A weight of the tensor table as it lies in memory, without adapters: what a packed folder holds of it."""
+        return self._weights.held(name)
+
     def profile(self, enabled: bool) -> None:
         """Starts (from zero) or stops timing the instructions of the programs without taps."""
         for (_, tapped), compiled in self._programs.items():

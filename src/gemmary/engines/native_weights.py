@@ -42,6 +42,7 @@ class PackedWeights:
         self._lookup = lookup
         self._format = {None: None, "float32": "F32", "bfloat16": "BF16"}[dtype]
         self._weights: dict[str, Weight] = {}
+        self._packed: dict[str, tuple[str, tuple[int, int]]] = {}
 
     def __call__(self, name: str) -> Weight:
         if name not in self._weights:
@@ -52,6 +53,13 @@ class PackedWeights:
             self._weights[name] = Weight(name, self._data(name, leaf), adapters, bias)
         return self._weights[name]
 
+    def held(self, name: str) -> Leaf:
+        """A weight as it lies here, without adapters: panels, or a vector."""
+        weight = self(name)
+        found = self._packed.get(name)
+        leaf: Leaf = Dense(weight.data) if found is None else Packed(*found, weight.data.panels)
+        return leaf if weight.bias is None else Affine(leaf, weight.bias)
+
     def _data(self, name: str, leaf: Leaf) -> Any:
         if len(leaf.shape) == 1:
             return self._vector(leaf.dequantize())
@@ -60,6 +68,7 @@ class PackedWeights:
         format = self._format or leaf.format
         with core_errors(f"the weight {name}"):
             packed = pack(self._runtime, leaf, format)
+        self._packed[name] = format, (leaf.shape[0], leaf.shape[1])
         self._count(format, packed.nbytes)
         return packed
 

@@ -177,5 +177,8 @@ def _compare(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GemmaryWarning)  # how the two were loaded is no news here
-        with load(model, adapter=adapter, threads=threads) as base, load(staged, threads=threads) as merged:
+        with (
+            load(model, adapter=adapter, threads=threads, packed_copy=False) as base,
+            load(staged, threads=threads, packed_copy=False) as merged,
+        ):
             return verify(merged, base, limits=limits, progress=told)
