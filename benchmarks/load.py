@@ -1,11 +1,12 @@
 """How long a model takes from the process's start to its first token, and what memory each stage of that takes.
 
-    python benchmarks/load.py [MODEL] [--against FILE.gguf] [--peers NAME …] [--threads 2] [--repeat 7] [--json]
+    python benchmarks/load.py [MODEL] [--kept] [--against FILE.gguf] [--peers NAME …] [--threads 2] [--repeat 7] [--json]
 
 Every run is a process of its own, so imports count. A first run of each warms the page cache (and compiles Python's
 modules) and is not counted; the rest alternate. Medians of each stage: seconds, the memory that the process has after
 it, how much of that is its own rather than mapped from files, how much of its own is on 2 MiB pages, and the most that
-it had at once. Linux only (it reads /proc). Where llama-cpp-python is installed, llama.cpp loads --against (default:
+it had at once. --kept: also from a packed copy, which is kept for that in GEMMARY_HOME (`gemmary rm --packed` deletes
+it). Linux only (it reads /proc). Where llama-cpp-python is installed, llama.cpp loads --against (default:
 MODEL, where that is GGUF) in the same way.
 """
 
@@ -54,14 +55,16 @@ def _kilobytes(path: str) -> dict[str, int]:
     return {row[0]: int(row[1]) * 1024 for row in rows if row[-1] == "kB"}
 
 
-def run_gemmary(stages: Stages, model: str, threads: int) -> None:
+def run_gemmary(stages: Stages, model: str, threads: int, is_kept: bool = False) -> None:
     import gemmary.api
-    from gemmary.checkpoints import open_checkpoint
+    from gemmary.checkpoints import kept, open_checkpoint
     from gemmary.checkpoints.hub import resolve
     from gemmary.engines import native
 
     stages.end("start and imports")
     checkpoint = open_checkpoint(resolve(model))
+    if is_kept:
+        checkpoint = kept.copy_of(checkpoint).open(checkpoint, [])
     stages.end("open the checkpoint")
     engine = native.NativeEngine(checkpoint.config, checkpoint.lookup, threads=threads)
     stages.end("weights")
@@ -69,6 +72,19 @@ def run_gemmary(stages: Stages, model: str, threads: int) -> None:
     stages.end("tokenizer")
     gemmary.api.Model(checkpoint, engine).generate(PROMPT, max_tokens=1, temperature=0.0)
     stages.end("first token")
+
+
+def run_kept(stages: Stages, model: str, threads: int) -> None:
+    run_gemmary(stages, model, threads, is_kept=True)
+
+
+def keep(stages: Stages, model: str, threads: int) -> None:
+    """Makes what `run_kept` maps, unless it is there."""
+    import gemmary
+
+    loaded = gemmary.load(model, threads=threads)
+    if loaded.packed_bytes:
+        loaded.keep_packed()
 
 
 def run_llama_cpp(stages: Stages, model: str, threads: int) -> None:
@@ -81,7 +97,9 @@ def run_llama_cpp(stages: Stages, model: str, threads: int) -> None:
     stages.end("first token")
 
 
-RUNNERS = {"Gemmary": run_gemmary, "llama.cpp": run_llama_cpp}
+PEERS = ("Gemmary", "llama.cpp")
+KEPT = "Gemmary, kept"
+RUNNERS = {"Gemmary": run_gemmary, "llama.cpp": run_llama_cpp, KEPT: run_kept, "keep": keep}
 
 
 def run(name: str, model: str, threads: int) -> list[dict[str, Any]]:
@@ -109,7 +127,8 @@ def main() -> None:
     parser.add_argument(
         "--against", metavar="FILE.gguf", help="what llama.cpp loads (default: MODEL, where it is GGUF)"
     )
-    parser.add_argument("--peers", nargs="+", choices=RUNNERS, default=list(RUNNERS))
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
+    parser.add_argument("--kept", action="store_true", help="also from a packed copy, as later starts find one")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--json", action="store_true")
@@ -125,6 +144,9 @@ def main() -> None:
     from gemmary.checkpoints.hub import resolve
 
     models = {"Gemmary": arguments.model} if "Gemmary" in arguments.peers else {}
+    if arguments.kept:
+        subprocess.run([sys.executable, __file__, arguments.model, "--child", "keep", "0"], check=True)
+        models[KEPT] = arguments.model
     against = arguments.against or str(resolve(arguments.model))
     if "llama.cpp" in arguments.peers and against.endswith(".gguf") and find_spec("llama_cpp") is not None:
         models["llama.cpp"] = against

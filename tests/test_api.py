@@ -57,6 +57,7 @@ def test_the_public_names_are_frozen() -> None:
                 "adapter",
                 "isa",
                 "conventions",
+                "packed_copy",
             ],
         ),
         ("save", ["model", "path", "format", "dtype", "shard_bytes"]),
@@ -75,6 +76,7 @@ def test_the_public_names_are_frozen() -> None:
         ("Model.embed", ["self", "texts", "prompt", "title", "dimensions", "adapter"]),
         ("Model.logits", ["self", "ids", "pixels", "adapter"]),
         ("Model.score", ["self", "ids", "adapter"]),
+        ("Model.keep_packed", ["self", "progress"]),
         ("Model.close", ["self"]),
     ],
 )

@@ -149,11 +149,16 @@ def test_speculation(starter_gguf: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_load(starter_gguf: Path) -> None:
-    found = json.loads(run("load.py", str(starter_gguf), "--peers", "Gemmary", "--repeat", "1", "--json").stdout)
-    *stages, total = found["Gemmary"]
-    assert [row["stage"] for row in stages][2:] == ["weights", "tokenizer", "first token"]
-    assert total["peak"] > starter_gguf.stat().st_size
+def test_load(starter_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMMARY_HOME", str(tmp_path))
+    sizes = ("--peers", "Gemmary", "--kept", "--repeat", "1", "--json")
+    found = json.loads(run("load.py", str(starter_gguf), *sizes).stdout)
+    for name in ("Gemmary", "Gemmary, kept"):
+        *stages, total = found[name]
+        assert [row["stage"] for row in stages][2:] == ["weights", "tokenizer", "first token"]
+        assert total["peak"] > starter_gguf.stat().st_size
+    packed, mapped = (found[name][-1]["own"] for name in ("Gemmary", "Gemmary, kept"))
+    assert packed - mapped > 0.9 * starter_gguf.stat().st_size  # mapped, and not copied
 
 
 def test_output_head(starter_gguf: Path) -> None:

@@ -31,7 +31,7 @@ def pulled(tmp_path: Path) -> Path:
 
 def test_list_shows_what_is_here(gemmary_command: Gemmary, pulled: Path) -> None:
     done = gemmary_command("list")
-    assert done.out.splitlines()[0].split() == ["name", "size", "where"]
+    assert done.out.splitlines()[0].split() == ["name", "size", "packed", "copies", "where"]
     assert done.out.splitlines()[1].split()[0] == "gemma-3-270m-it"
     found = json.loads(gemmary_command("list", "--json").out)
     assert [(m["name"], m["path"], m["complete"]) for m in found] == [("gemma-3-270m-it", str(pulled), True)]

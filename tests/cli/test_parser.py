@@ -38,7 +38,7 @@ FLAGS = {
     "chat": f"MODEL {LOADING} --draft --adapter --no-adapter --system {SAMPLING}",
     "pull": "MODEL",
     "list": "--all --json",
-    "rm": "MODEL --yes",
+    "rm": "MODEL --packed --yes",
     "show": "MODEL --json",
     "plan": "MODEL --quant --context --batch --task --devices --json --markdown",
     "verify": "MODEL --against --adapter --engine --text --tokens --taps --json "

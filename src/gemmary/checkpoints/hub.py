@@ -129,15 +129,20 @@ def list_local() -> list[LocalModel]:
         name, complete = row.name if row else repo, not missing_files(snapshot)
         models.append(LocalModel(name, snapshot, _disk_usage(folder), complete, packed(folder)))
     for source in sorted({held.source for held in copies}):
-        size = _disk_usage(source) if source.is_dir() else source.stat().st_size if source.exists() else 0
-        models.append(LocalModel(str(source), source, size, source.exists(), packed(source)))
+        mine = [held for held in copies if held.source == source]
+        size = mine[0].source_size
+        models.append(LocalModel(str(source), source, size, size > 0, sum(held.size for held in mine)))
     return models
 
 
 def place_of(name: str) -> Path:
-    """The file or folder in which all of a model lies, every revision of it. Raises GemmaryError for an unknown name."""
+    """The file or folder in which all of a model lies, every revision of it; that it is here is not sure.
+
+    Raises GemmaryError for an unknown name."""
+    if name == starter.NAME:
+        return starter.cache_folder() / starter.FILE
     hub_name = parse(name)
-    if name not in starter.NAMES and hub_name is not None and repo_folder(hub_name.repo).is_dir():
+    if name != starter.VISION_NAME and hub_name is not None and repo_folder(hub_name.repo).is_dir():
         return repo_folder(hub_name.repo)
     return resolve(name)
 
@@ -151,7 +156,7 @@ def remove(name: str) -> int:
     if name == starter.NAME:
         if not starter.is_assembled():
             raise GemmaryError("the starter is not in the cache: there is nothing to remove")
-        return kept.remove(starter.starter_path()) + starter.remove()
+        return kept.remove(place_of(name)) + starter.remove()
     if name == starter.VISION_NAME:
         raise GemmaryError("starter-vision is a part of Gemmary: there is nothing to remove")
     hub_name = parse(name)

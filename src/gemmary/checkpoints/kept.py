@@ -108,12 +108,17 @@ class Held:
 
     @property
     def source(self) -> Path:
-        """The file or folder that it was made from."""
-        return Path(str(self.record.get("source")))
+        """The file or folder that it was made from; itself where it does not say."""
+        return Path(self.record.get("source", self.folder))
+
+    @property
+    def source_size(self) -> int:
+        """Bytes of the source's files that are still there."""
+        return sum(os.path.getsize(file) for file, *_ in self.record.get("files", []) if os.path.exists(file))
 
     def is_stale(self, new: PackedCopy) -> bool:
         """Whether its source is gone; or is that of another copy now, which was made from it as it is."""
-        if not any(os.path.exists(file) for file, *_ in self.record.get("files", [])):
+        if self.source_size == 0:
             return True
         same = [key for key in new.made_from if key not in ("quant", "dtype")]
         return self.record["source"] == new.made_from["source"] and any(
