@@ -1,6 +1,7 @@
 """How long a model takes from the process's start to its first token, and what memory each stage of that takes.
 
-    python benchmarks/load.py [MODEL] [--kept] [--against FILE.gguf] [--peers NAME …] [--threads 2] [--repeat 7] [--json]
+    python benchmarks/load.py [MODEL] [--kept] [--against FILE.gguf] [--peers NAME …] [--threads 2] [--repeat 7]
+                              [--json]
 
 Every run is a process of its own, so imports count. A first run of each warms the page cache (and compiles Python's
 modules) and is not counted; the rest alternate. Medians of each stage: seconds, the memory that the process has after
@@ -145,7 +146,8 @@ def main() -> None:
 
     models = {"Gemmary": arguments.model} if "Gemmary" in arguments.peers else {}
     if arguments.kept:
-        subprocess.run([sys.executable, __file__, arguments.model, "--child", "keep", "0"], check=True)
+        command = [sys.executable, __file__, arguments.model, "--child", "keep", "0"]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         models[KEPT] = arguments.model
     against = arguments.against or str(resolve(arguments.model))
     if "llama.cpp" in arguments.peers and against.endswith(".gguf") and find_spec("llama_cpp") is not None:

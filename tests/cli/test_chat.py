@@ -127,6 +127,7 @@ def test_the_starter_answers_in_turns_and_stops(
     starter_gguf: Path, gemmary_command: Gemmary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GEMMARY_HOME", str(starter_gguf.parent))
+    monkeypatch.setenv("GEMMARY_KEEP_PACKED", "0")  # a copy would take longer than the answer
     said = "What is the capital of France?\nThank you\n"
     done = gemmary_command("chat", "starter", "--temperature", 0, "--max-tokens", 30, stdin=said)
     assert done.code == 0, done.err
