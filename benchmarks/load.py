@@ -65,7 +65,7 @@ def run_gemmary(stages: Stages, model: str, threads: int, is_kept: bool = False)
     stages.end("start and imports")
     checkpoint = open_checkpoint(resolve(model))
     if is_kept:
-        checkpoint = kept.copy_of(checkpoint).open(checkpoint, [])
+        checkpoint = kept.copy_of(checkpoint, gemmary.__version__).open(checkpoint, [])
     stages.end("open the checkpoint")
     engine = native.NativeEngine(checkpoint.config, checkpoint.lookup, threads=threads)
     stages.end("weights")

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gemmary
 from gemmary.adapters import open_adapters, wrapped
 from gemmary.checkpoints import Checkpoint, kept, open_named, save_checkpoint
 from gemmary.checkpoints.hub import RANDOM
@@ -81,7 +82,7 @@ def load(
     adapters = open_adapters(adapter, checkpoint.config)
     # The gains of DoRA are those of the weights as they are stored, which a copy in another dtype does not hold.
     may_copy = packed_copy and engine == "native" and (dtype is None or not adapters)
-    copy = kept.copy_of(checkpoint, quant, dtype) if may_copy else None
+    copy = kept.copy_of(checkpoint, gemmary.__version__, quant, dtype) if may_copy else None
     return _loaded(checkpoint, engine, quant, context, draft, options, adapters, copy)
 
 

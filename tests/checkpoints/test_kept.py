@@ -103,7 +103,7 @@ def test_a_copy_gives_the_same_bits(source: Path, gguf: Path, kind: str, options
 def test_the_engine_computes_in_the_file(gguf: Path) -> None:
     keep(gguf)
     checkpoint = open_checkpoint(gguf)
-    copy = kept.copy_of(checkpoint)
+    copy = kept.copy_of(checkpoint, gemmary.__version__)
     assert copy is not None
     mapped = copy.open(checkpoint, notices := [])
     assert mapped is not None

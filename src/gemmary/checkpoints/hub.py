@@ -110,16 +110,11 @@ def unknown(name: object) -> GemmaryError:
 def list_local() -> list[LocalModel]:
     """The starter, where it is assembled, every Gemma repository in the hub's cache, and what else has packed copies,
     by name."""
-    models, copies = [], kept.copies()
-
-    def packed(place: Path) -> int:
-        mine = [held for held in copies if held.source.is_relative_to(place.resolve())]
-        copies[:] = [held for held in copies if held not in mine]
-        return sum(held.size for held in mine)
-
+    models, places = [], []
     if starter.is_assembled():
         path = starter.starter_path()
-        models.append(LocalModel(starter.NAME, path, path.stat().st_size, packed=packed(path)))
+        places.append(path)
+        models.append(LocalModel(starter.NAME, path, path.stat().st_size, packed=kept.bytes_of(path)))
     for folder in sorted(hub_cache().glob("models--*--*")):
         repo = "/".join(folder.name.split("--", 2)[1:])
         snapshot = _snapshot(folder, None)
@@ -127,12 +122,9 @@ def list_local() -> list[LocalModel]:
             continue
         row = zoo.find(repo)
         name, complete = row.name if row else repo, not missing_files(snapshot)
-        models.append(LocalModel(name, snapshot, _disk_usage(folder), complete, packed(folder)))
-    for source in sorted({held.source for held in copies}):
-        mine = [held for held in copies if held.source == source]
-        size = mine[0].source_size
-        models.append(LocalModel(str(source), source, size, size > 0, sum(held.size for held in mine)))
-    return models
+        places.append(folder)
+        models.append(LocalModel(name, snapshot, _disk_usage(folder), complete, kept.bytes_of(folder)))
+    return models + [LocalModel(str(s), s, size, size > 0, held) for s, size, held in kept.others(places)]
 
 
 def place_of(name: str) -> Path:

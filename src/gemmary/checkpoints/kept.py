@@ -116,6 +116,10 @@ class Held:
         """Bytes of the source's files that are still there."""
         return sum(os.path.getsize(file) for file, *_ in self.record.get("files", []) if os.path.exists(file))
 
+    def is_of(self, place: Path) -> bool:
+        """Whether its source lies at or below a place."""
+        return self.source.is_relative_to(place.resolve())
+
     def is_stale(self, new: PackedCopy) -> bool:
         """Whether its source is gone; or is that of another copy now, which was made from it as it is."""
         if self.source_size == 0:
@@ -126,12 +130,13 @@ class Held:
         )
 
 
-def copy_of(checkpoint: Checkpoint, quant: str | None = None, dtype: str | None = None) -> PackedCopy | None:
-    """The copy of a checkpoint's weights, as they are or in `quant`, held as `dtype` (see `gemmary.load`). None where
-    nothing is packed, or the user wants no copies (GEMMARY_KEEP_PACKED=0)."""
+def copy_of(
+    checkpoint: Checkpoint, version: str, quant: str | None = None, dtype: str | None = None
+) -> PackedCopy | None:
+    """The copy that a version of Gemmary has of a checkpoint's weights, as they are or in `quant`, held as `dtype` (see
+    `gemmary.load`). None where nothing is packed, or the user wants no copies (GEMMARY_KEEP_PACKED=0)."""
     if checkpoint.format in ("packed", "random") or wanted() is False:
         return None
-    import gemmary
     from gemmary import _core
 
     made_from = {
@@ -140,7 +145,7 @@ def copy_of(checkpoint: Checkpoint, quant: str | None = None, dtype: str | None 
         "quant": quant,
         "dtype": dtype,
         "layout": _core.PACKED_VERSION,
-        "gemmary": gemmary.__version__,
+        "gemmary": version,
     }
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
     return PackedCopy(home() / key, made_from)
@@ -185,7 +190,16 @@ def copies() -> list[Held]:
 
 def bytes_of(place: Path) -> int:
     """Bytes of the copies of what lies at or below a place."""
-    return sum(held.size for held in copies() if held.source.is_relative_to(place.resolve()))
+    return sum(held.size for held in copies() if held.is_of(place))
+
+
+def others(places: list[Path]) -> list[tuple[Path, int, int]]:
+    """Sources of copies that lie at or below none of these places, the bytes of each, and those of its copies."""
+    found: dict[Path, list[Held]] = {}
+    for held in copies():
+        if not any(held.is_of(place) for place in places):
+            found.setdefault(held.source, []).append(held)
+    return [(source, held[0].source_size, sum(each.size for each in held)) for source, held in found.items()]
 
 
 def remove(place: Path | None = None) -> int:
@@ -194,7 +208,7 @@ def remove(place: Path | None = None) -> int:
     freed = 0
     try:
         for held in copies():
-            if place is None or held.folder == place or held.source.is_relative_to(place.resolve()):
+            if place is None or held.folder == place or held.is_of(place):
                 _discard(held.folder)
                 freed += held.size
         if place is None and home().is_dir():
