@@ -16,9 +16,9 @@ from gemmary.config import Config
 from gemmary.plan.ceilings import MachineSpeed
 from gemmary.quantize.blocks import BLOCK_SIZES
 
-READ_SHARE = 0.84
+READ_SHARE = 0.81
 """Of the bandwidth, when a token is decoded."""
-PRODUCT_SHARES = {"codes": 0.7, "bytes": 0.5, "floats": 0.92}
+PRODUCT_SHARES = {"codes": 0.7, "bytes": 0.48, "floats": 0.91}
 """Of the peak of integer products (codes of 4 to 6 bits, Q8_0's bytes) or of float ones, in a prompt."""
 ATTENTION_SHARE = 0.5
 """Of the peak of float products."""
