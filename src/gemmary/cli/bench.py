@@ -79,7 +79,7 @@ def _sizes(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(arguments: argparse.Namespace) -> Any:
-    model = loading.load_model(arguments)
+    model = loading.load_model(arguments, packed_copy=False)  # the same measurement whether or not one is kept
     console.note(loading.describe(model))
     for notice in model.notices:
         console.note(f"note: {notice}")
