@@ -148,6 +148,14 @@ def test_speculation(starter_gguf: Path) -> None:
     assert all(line.endswith("text the same") for line in lines)
 
 
+def test_conversation(starter_gguf: Path) -> None:
+    script = run("conversation.py", "--model", str(starter_gguf), "--turns", "2", "--tokens", "4", "--repeat", "1")
+    first, second = script.stdout.splitlines()
+    assert ", 0 of them cached;" in first
+    assert ", 0 of them cached;" not in second
+    assert all(line.endswith("text the same") for line in (first, second))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_load(starter_gguf: Path) -> None:
     found = json.loads(run("load.py", str(starter_gguf), "--peers", "Gemmary", "--repeat", "1", "--json").stdout)
