@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 from gemmary.adapters import wrapped
-from gemmary.batch import Batch, Chunk
 from gemmary.chat import TEMPLATES
-from gemmary.engines import open_engine
 from gemmary.generate import Request, Scheduler
 from gemmary.generate.prefixes import LEAST_SHARED, MOST_KEPT
 from gemmary.generate.sight import Picture
@@ -259,76 +257,14 @@ def test_speed_counts_what_was_computed() -> None:
     assert stats.prefill_tokens_per_s == pytest.approx(1 / stats.prefill_s)
 
 
-@pytest.mark.parametrize("engine", ["reference", "torch", "native"])
-def test_a_fork_goes_on_like_the_cache_that_it_was_made_of(engine: str) -> None:
-    if reason := why_absent(engine):
-        pytest.skip(reason)
-    config = TINY["gemma3"]
-    tokens, other = words(40, 1), words(6, 2)
-    built = open_engine(engine, config, random_leaves(config, 3))
-
-    def last(cache: Any, piece: list[int], start: int) -> Any:
-        return built.step(Batch.of(config, [Chunk(piece, start)]), [cache])
-
-    cache = built.new_cache(40)
-    last(cache, tokens[:30], 0)
-    assert built.can_truncate(cache, 20)
-    fork = built.fork(cache, 20, 26)
-    forked = last(fork, other, 20)
-    went_on = last(cache, tokens[30:], 30)
-    for found, said in ((forked, tokens[:20] + other), (went_on, tokens)):
-        whole = last(built.new_cache(40), said, 0)
-        np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5 * float(np.abs(whole).max()))
-
-
-def test_forks_of_any_size_have_the_same_bits() -> None:
-    """From a cache without rings into one with, from rings into less than one, across blocks of sixteen."""
-    engine, said = native(), words(90)
-    config = engine.config
-
-    def read(cache: Any, start: int, stop: int) -> Any:
-        for at in range(start, stop, MAX_CHUNK):
-            row = engine.step(Batch.of(config, [Chunk(said[at : min(at + MAX_CHUNK, stop)], at)]), [cache])
-        return row
-
-    whole = {stop: read(engine.new_cache(200), 0, stop) for stop in (30, 64, 75, 90)}
-    for capacity, held, length, larger, stop in (
-        (18, 18, 17, 300, 30),
-        (20, 20, 18, 90, 64),
-        (300, 80, 64, 75, 75),
-        (300, 90, 75, 90, 90),
-        (300, 49, 33, 35, 64),
-    ):
-        cache = engine.new_cache(capacity)
-        read(cache, 0, held)
-        assert engine.can_truncate(cache, length)
-        fork = engine.fork(cache, length, max(larger, stop))
-        np.testing.assert_array_equal(read(fork, length, stop), whole[stop])
-        assert engine.can_truncate(cache, 5) == (held < 50)
-
-
-def test_a_cache_takes_over_from_its_like_only() -> None:
-    core = pytest.importorskip("gemmary._core", reason="the native core is not built")
-
-    def cache(heads: int = 1, capacity: int = 32, kv_dtype: str = "float32") -> Any:
-        return core.KvCache([64, 64], heads, 8, capacity, kv_dtype, False)
-
-    for other in (cache(heads=2), cache(kv_dtype="int8")):
-        with pytest.raises(ValueError, match="made for another model"):
-            cache().copy(other, 0)
-    with pytest.raises(ValueError, match="no more tokens than the other holds"):
-        cache().copy(cache(), 1)
-
-
 def test_a_chat_goes_on() -> None:
     if reason := why_absent("native"):
         pytest.skip(reason)
     model = tiny_model(engine="native", template=TEMPLATES["gemma3"], context_length=256)
     options: dict[str, Any] = {"max_tokens": 12, "temperature": 0}
-    turn: Callable[[str, str], dict[str, str]] = lambda role, text: {"role": role, "content": text}  # noqa: E731
-    messages = [turn("user", "fetch a cab, then a bee, and a decade of bad cafe")]
+    messages = [{"role": "user", "content": "fetch a cab, then a bee, and a decade of bad cafe"}]
     first = model.chat(messages, **options)
-    messages += [turn("assistant", first.text), turn("user", "add a bead")]
+    messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "add a bead"}]
     second = model.chat(messages, **options)
     assert second.stats.cached_tokens >= first.stats.prompt_tokens - 1
     assert second.tokens == model.chat(messages, cache_prompt=False, **options).tokens

@@ -22,6 +22,7 @@ from gemmary.engines import Engine
 from gemmary.generate.request import Request
 
 MOST_KEPT = 4
+"""Sequences."""
 LEAST_SHARED = 8
 """Tokens below which nothing is gained: a step computes so many more in about the same time."""
 
