@@ -108,12 +108,13 @@ def _look(looks: Any) -> None:
 
 
 def _round(model: Any, prefill: int, decode: int, seed: int) -> Any:
-    """What a prompt, after a picture where the model sees, and its answer took. Another seed is another prompt: one
-    that was read before would not be read again."""
+    """What a prompt, after a picture where the model sees, and its answer took. Another seed is another picture: one
+    that was seen before would not be seen again."""
     import numpy as np
 
     config, random = model.config, np.random.default_rng(seed)
-    options: dict[str, Any] = {"max_tokens": decode + 1, "temperature": 0.0, "ignore_eos": True, "speculate": False}
+    options: dict[str, Any] = {"max_tokens": decode + 1, "temperature": 0.0, "ignore_eos": True}
+    options |= {"speculate": False, "cache_prompt": False}
     if config.vision is not None:
         side = config.vision.image_size
         picture = random.integers(0, 256, (side, side, 3), dtype=np.uint8)

@@ -91,7 +91,7 @@ def test_sampling_options_are_frozen() -> None:
     fields = list(gemmary.SamplingParams.__dataclass_fields__)
     assert fields == [
         "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "max_tokens", "stop", "logprobs",
-        "ignore_eos", "speculate",
+        "ignore_eos", "speculate", "cache_prompt",
     ]  # fmt: skip
     from gemmary.generate import SamplingOptions
 

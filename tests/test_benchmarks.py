@@ -148,6 +148,14 @@ def test_speculation(starter_gguf: Path) -> None:
     assert all(line.endswith("text the same") for line in lines)
 
 
+def test_conversation(starter_gguf: Path) -> None:
+    script = run("conversation.py", "--model", str(starter_gguf), "--turns", "2", "--tokens", "4", "--repeat", "1")
+    first, second = script.stdout.splitlines()
+    assert ", 0 of them cached;" in first
+    assert ", 0 of them cached;" not in second
+    assert all(line.endswith("text the same") for line in (first, second))
+
+
 def test_a_deeper_model_writes_the_same_and_takes_a_draft(starter_gguf: Path) -> None:
     sizes = ("--model", str(starter_gguf), "--tokens", "24", "--repeat", "1", "--show")
     plain = run("speculation.py", *sizes).stdout.splitlines()

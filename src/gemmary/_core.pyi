@@ -99,6 +99,11 @@ class KvCache:
     def nbytes(self) -> int: ...
     def reset(self) -> None: ...
     def truncate(self, length: int) -> None: ...
+    @property
+    def oldest(self) -> int:
+        """The first position that every layer still holds."""
+    def copy(self, other: KvCache, length: int) -> None:
+        """Takes over the first `length` tokens of another cache, as far as its layers hold them."""
 
 class Lora:
     """A low-rank adapter of one matrix [O, I]: F32 a [rank, I] and b [O, rank], DoRA's gain [O]."""

@@ -98,6 +98,12 @@ class RecordingEngine:
     def cache_bytes(self, capacity: int) -> int:
         return self.inner.cache_bytes(capacity)
 
+    def can_truncate(self, cache: Any, length: int) -> bool:
+        return self.inner.can_truncate(cache, length)
+
+    def fork(self, cache: Any, length: int, capacity: int) -> Any:
+        return self.inner.fork(cache, length, capacity)
+
     def step(self, batch: Batch, caches: Sequence[Any], taps: dict[str, Logits] | None = None) -> Logits:
         assert len(caches) == len(batch.sequences)
         assert all(cache is not None for cache in caches)

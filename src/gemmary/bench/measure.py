@@ -92,7 +92,8 @@ def bench(
     rounds = []
     for number in range(WARM_UP + repeat):
         # Tokens past the first: the prompt's last step gives the first one.
-        completion = model.generate(ids, max_tokens=decode + 1, temperature=0.0, ignore_eos=True)
+        options: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
+        completion = model.generate(ids, max_tokens=decode + 1, **options)
         if number >= WARM_UP:
             rounds.append(completion.stats)
         if progress:

@@ -75,8 +75,9 @@ def speed(stats: Stats) -> str:
     guessed = {"from the text": stats.guessed_right - stats.drafted_right, "by the draft model": stats.drafted_right}
     if ways := [f"{count} {by}" for by, count in guessed.items() if count]:
         decode += f", guessed {' and '.join(ways)}"
+    cached = f" ({stats.cached_tokens} of them cached)" if stats.cached_tokens else ""
     return (
         f"{stats.completion_tokens} token{'s' if stats.completion_tokens != 1 else ''}{decode} · "
-        f"prompt {stats.prompt_tokens} tokens at {stats.prefill_tokens_per_s:.1f} tokens/s · "
+        f"prompt {stats.prompt_tokens} tokens{cached} at {stats.prefill_tokens_per_s:.1f} tokens/s · "
         f"first token after {stats.first_token_s:.2f} s"
     )

@@ -267,7 +267,9 @@ void bind_native(nb::module_& module) {
       .def("truncate", [](KvCache& cache, int64_t length) {
         if (length < 0 || length > cache.length()) throw std::invalid_argument("a cache can only be cut to fewer tokens than it holds");
         cache.truncate(length);
-      }, nb::arg("length"));
+      }, nb::arg("length"))
+      .def_prop_ro("oldest", nb::overload_cast<>(&KvCache::oldest, nb::const_))
+      .def("copy", &KvCache::copy, nb::arg("other"), nb::arg("length"), nb::call_guard<nb::gil_scoped_release>());
 
   using Numbers = std::vector<int>;
   nb::class_<Program>(module, "Program", "A recorded model.")

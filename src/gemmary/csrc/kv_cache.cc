@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <stdexcept>
 
@@ -59,6 +60,48 @@ double KvCache::bytes_of(const std::vector<int64_t>& positions, int kv_heads, in
   double blocks = 0;
   for (int64_t kept : positions) blocks += static_cast<double>(blocks_of(kept, capacity));
   return blocks * static_cast<double>(BlockBytes(head_dim, type).all()) * kv_heads;
+}
+
+void KvCache::set_length(int64_t length) {
+  length_ = length;
+  for (Layer& layer : layers_) layer.oldest = std::max(layer.oldest, length - layer.blocks * 16);
+}
+
+void KvCache::reset() {
+  length_ = 0;
+  for (Layer& layer : layers_) layer.oldest = 0;
+}
+
+int64_t KvCache::oldest() const {
+  int64_t found = 0;
+  for (const Layer& layer : layers_) found = std::max(found, layer.oldest);
+  return found;
+}
+
+void KvCache::copy(const KvCache& from, int64_t length) {
+  if (from.layers() != layers() || from.kv_heads_ != kv_heads_ || from.head_dim_ != head_dim_ || from.type_ != type_)
+    throw std::invalid_argument("a cache was made for another model");
+  if (length < 0 || length > from.length_ || length > capacity_)
+    throw std::invalid_argument("a cache takes over no more tokens than the other holds and it has room for");
+  const BlockBytes block(head_dim_, type_);
+  const int64_t end = ceil_div(length, 16);
+  for (int l = 0; l < layers(); l++) {
+    const int64_t here = layers_[l].blocks, there = from.layers_[l].blocks;
+    const int64_t begin = std::max<int64_t>(0, end - std::min(here, there));
+    for (int h = 0; h < kv_heads_; h++) {
+      const KvHead target = head(l, h), source = from.head(l, h);
+      const auto take = [&](auto* to, const auto* by, int64_t bytes) {
+        for (int64_t b = begin; b < end && bytes > 0; b++)
+          std::memcpy(reinterpret_cast<char*>(to) + b % here * bytes, reinterpret_cast<const char*>(by) + b % there * bytes, bytes);
+      };
+      take(target.keys, source.keys, block.keys);
+      take(target.values, source.values, block.values);
+      take(target.key_scales, source.key_scales, block.key_scales);
+      take(target.value_scales, source.value_scales, block.value_scales);
+    }
+    layers_[l].oldest = std::max(begin * 16, from.layers_[l].oldest);
+  }
+  length_ = length;
 }
 
 KvHead KvCache::head(int layer, int head) const {

@@ -33,20 +33,24 @@ class KvCache {
   size_t bytes() const { return bytes_; }
 
   int64_t length() const { return length_; }
-  void set_length(int64_t length) {
-    length_ = length;
-    if (length > written_) written_ = length;
-  }
+  void set_length(int64_t length);
   // Forgets the tokens from `length` on, which must be at most the present one.
   void truncate(int64_t length) { length_ = length; }
-  void reset() { length_ = written_ = 0; }
-  // Rings have been written up to here, perhaps beyond the present length: older positions are gone.
-  int64_t written() const { return written_; }
+  void reset();
+  // The first position that a layer still holds: a ring has lost what was there before, by tokens that were truncated too.
+  int64_t oldest(int layer) const { return layers_[layer].oldest; }
+  // The same of all layers together.
+  int64_t oldest() const;
+
+  // Takes over the first `length` tokens of another cache, as far as its layers hold them, in place of all that was here.
+  // Throws std::invalid_argument for more than there are or this one has room for, and for caches of different models.
+  void copy(const KvCache& from, int64_t length);
 
  private:
   struct Layer {
     int64_t blocks;
     size_t offset;  // bytes to its keys; the values of all heads follow those, then the scales
+    int64_t oldest = 0;
   };
   struct Free {
     void operator()(void* p) const;
@@ -59,7 +63,6 @@ class KvCache {
   KvType type_;
   size_t bytes_ = 0;
   int64_t length_ = 0;
-  int64_t written_ = 0;
   std::unique_ptr<void, Free> memory_;
   char* base_ = nullptr;  // the first cache line boundary in memory_
 };

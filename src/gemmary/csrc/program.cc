@@ -236,7 +236,7 @@ void Program::check_cache(const StepInputs& step, int64_t sequence) const {
     const Attention* attention = std::get_if<Attention>(&recorded.work);
     if (attention == nullptr) continue;
     require(attention->layer < cache.layers(), "a cache was made for another model");
-    const int64_t oldest = std::max<int64_t>(0, std::max(after, cache.written()) - cache.positions(attention->layer));
+    const int64_t oldest = std::max(cache.oldest(attention->layer), after - cache.positions(attention->layer));
     const int32_t* visible = step.visible[attention->kind];
     for (int64_t t = begin; t < end; t++) {
       const int32_t first = visible[2 * t], last = visible[2 * t + 1];

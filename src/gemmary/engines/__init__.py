@@ -62,6 +62,16 @@ class Engine(Protocol):
         """The most memory that `new_cache(capacity)` comes to hold."""
         ...
 
+    def can_truncate(self, cache: Any, length: int) -> bool:
+        """Whether a cache that is cut to its first `length` tokens has every key that what comes next sees: windowed
+        layers may have let go of some."""
+        ...
+
+    def fork(self, cache: Any, length: int, capacity: int) -> Cache:
+        """A cache for `capacity` tokens that begins with the first `length` of another, which stays as it is and is one
+        that `can_truncate` to them."""
+        ...
+
     def step(self, batch: Batch, caches: Sequence[Any], taps: dict[str, Logits] | None = None) -> Logits:
         """Runs the batch; caches[s] belongs to batch.sequences[s] and takes its keys. Logits [R, V], float32.
 

@@ -116,6 +116,17 @@ class NativeEngine:
         """An empty cache for `capacity` tokens. Pages of it are used as they are written."""
         return self._cache(capacity, shared=False)
 
+    def can_truncate(self, cache: KvCache, length: int) -> bool:
+        """See `Engine.can_truncate`. Rings hold `max_chunk` keys more than a window, so that much can be cut."""
+        window = self.config.sliding_window
+        return window is None or cache.oldest <= max(0, length - window + 1)
+
+    def fork(self, cache: KvCache, length: int, capacity: int) -> KvCache:
+        """See `Engine.fork`. Copies keys and values, those of windowed layers as far as rings hold them."""
+        forked = self.new_cache(capacity)
+        forked.copy(cache, length)
+        return forked
+
     def step(self, batch: Batch, caches: Sequence[KvCache], taps: dict[str, Logits] | None = None) -> Logits:
         """See `Engine.step`. Raises GemmaryError, with no cache changed, if the batch does not fit the caches."""
         if batch.candidates and len(batch.tokens) == 1 and self.bound_head_after is not None:

@@ -32,6 +32,16 @@ class ReferenceEngine:
         """See `Engine.cache_bytes`. Every key of every layer is kept, in float32."""
         return self.config.kv_bytes_per_token(4) * capacity
 
+    def can_truncate(self, cache: SequenceCache, length: int) -> bool:
+        """See `Engine.can_truncate`. Every key is kept."""
+        return True
+
+    def fork(self, cache: SequenceCache, length: int, capacity: int) -> SequenceCache:
+        """See `Engine.fork`. Arrays are never written to again, so the two share them."""
+        forked = SequenceCache(dict(cache.layers))
+        forked.truncate(length)
+        return forked
+
     def step(self, batch: Batch, caches: Sequence[SequenceCache], taps: dict[str, Logits] | None = None) -> Logits:
         for sequence, rows in zip(caches, batch.sequences, strict=True):
             held = len(sequence.layers[0][0]) if sequence.layers else 0

@@ -72,6 +72,16 @@ class TorchEngine:
         """See `Engine.cache_bytes`. Windows save work here, not memory: every key of every layer is kept."""
         return self.config.kv_bytes_per_token(self.dtype.itemsize) * capacity
 
+    def can_truncate(self, cache: KeyValues, length: int) -> bool:
+        """See `Engine.can_truncate`. Every key is kept."""
+        return True
+
+    def fork(self, cache: KeyValues, length: int, capacity: int) -> KeyValues:
+        """See `Engine.fork`."""
+        forked = self.new_cache(capacity)
+        forked.copy(cache, length)
+        return forked
+
     def step(self, batch: Batch, caches: Sequence[KeyValues], taps: dict[str, Logits] | None = None) -> Logits:
         if self.config.pooled_dense:
             raise GemmaryError("an embedding model has no next-token scores: use its embeddings")

@@ -92,6 +92,12 @@ class KeyValues:
         """Forgets the tokens from `length` on."""
         self.length = min(self.length, length)
 
+    def copy(self, other: KeyValues, length: int) -> None:
+        """Takes over the first `length` tokens of another one of the model's."""
+        self._keys[:, :length] = other._keys[:, :length]
+        self._values[:, :length] = other._values[:, :length]
+        self.length = length
+
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes k and v [T, K, H] behind the tokens held; all keys and values of the layer so far [S, K, H]."""
         end = self.length + k.shape[0]

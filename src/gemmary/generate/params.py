@@ -33,6 +33,7 @@ class SamplingOptions(TypedDict, total=False):
     logprobs: int | None
     ignore_eos: bool
     speculate: bool
+    cache_prompt: bool
 
 
 class TextOptions(SamplingOptions, total=False):
@@ -77,6 +78,10 @@ class SamplingParams:
     speculate: bool = True
     """Guess tokens from the text so far and check them together (`generate/speculate.py`), on engines where that cannot
     change the text."""
+
+    cache_prompt: bool = True
+    """Begin with what an earlier prompt and its text have in common with this prompt instead of reading that again
+    (`generate/prefixes.py`), on engines where that cannot change the text, and leave its own behind for later ones."""
 
     @classmethod
     def of(cls, options: SamplingOptions) -> SamplingParams:

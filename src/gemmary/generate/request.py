@@ -58,6 +58,8 @@ class Stats:
     """From submission to the first token: prefill and whatever waiting came before it."""
     seed: int
     """What `SamplingParams.seed` would repeat this text with."""
+    cached_tokens: int = 0
+    """Those of `prompt_tokens` that had been read before (`generate/prefixes.py`): prefill computed the others."""
     guessed: int = 0
     """Tokens guessed and checked (`generate/speculate.py`)."""
     guessed_right: int = 0
@@ -68,7 +70,8 @@ class Stats:
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        return self.prompt_tokens / self.prefill_s if self.prefill_s > 0 else 0.0
+        """Of the tokens that were computed."""
+        return (self.prompt_tokens - self.cached_tokens) / self.prefill_s if self.prefill_s > 0 else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -120,6 +123,8 @@ class Request:
     """Tokens that it has room for: those of prompt and answer, or more where it served before."""
     computed: int = 0
     """Tokens whose keys the cache holds."""
+    cached: int = 0
+    """Tokens of the prompt whose keys it held from the beginning."""
     generated: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     unread: deque[Piece] = field(default_factory=deque)
@@ -238,6 +243,7 @@ class Request:
             decode_s=self.last_token_at - first if self.generated else 0.0,
             first_token_s=max(0.0, first - self.submitted_at) if self.generated else 0.0,
             seed=self.seed,
+            cached_tokens=self.cached,
             guessed=self.guessed,
             guessed_right=self.guessed_right,
             drafted=self.drafted,

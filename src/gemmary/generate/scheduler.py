@@ -17,7 +17,7 @@ from gemmary.config import Config
 from gemmary.engines import Engine
 from gemmary.errors import GemmaryError
 from gemmary.generate.ngrams import NGrams
-from gemmary.generate.prefixes import MOST_KEPT, Prefixes
+from gemmary.generate.prefixes import Prefixes, Start
 from gemmary.generate.request import Request
 from gemmary.generate.sight import Sight
 from gemmary.generate.speculate import Guesser, Speculation, StepCosts
@@ -37,7 +37,7 @@ class Scheduler:
     length, fit into `kv_bytes` (None: no limit); the others wait.
 
     Pictures go through the tower in the step that reads their prompt. Their tokens are remembered (`sight.py`), and so
-    are the keys of the last prompts that see themselves whole (`prefixes.py`), as long as no request needs the room.
+    are the keys of the last sequences (`prefixes.py`), as long as no request needs the room.
 
     guessers: those that are asked after the text itself. They are only asked where the engine is `batch_invariant`.
     tower_adapters: as in `Sight`.
@@ -66,8 +66,7 @@ class Scheduler:
         guessing = (NGrams(), *guessers) if engine.info.batch_invariant else ()
         self.speculation = Speculation(guessing, self.costs)
         self.sight = Sight(engine, tower_adapters=tower_adapters)
-        # Where rows depend on what else is in a step, a prompt's last row would not be what it was, computed alone.
-        self.prefixes = Prefixes(MOST_KEPT if engine.info.batch_invariant and self.config.sliding_window is None else 0)
+        self.prefixes = Prefixes(engine)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.lock = threading.RLock()
@@ -212,11 +211,11 @@ class Scheduler:
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.max_sequences:
             request = self.waiting[0]
-            if not self.prefixes.take(request) and not self._has_room(request):
+            start = self._start(request)
+            if start is None:
                 return
             try:
-                if request.cache is None:
-                    request.cache = self.engine.new_cache(request.capacity)
+                self.prefixes.begin(request, start)
                 if request.params.speculate:
                     self.speculation.open(request)
             except Exception as error:  # this request's own failure: whoever reads it is told
@@ -229,14 +228,15 @@ class Scheduler:
             self.kv_used += request.kv_bytes
             self.running.append(request)
 
-    def _has_room(self, request: Request) -> bool:
-        """Whether its cache fits beside those that are in use; what is only kept makes way."""
-        if self.kv_bytes is None:
-            return True
-        while self.kv_used + self.prefixes.nbytes + request.kv_bytes > self.kv_bytes:
+    def _start(self, request: Request) -> Start | None:
+        """What it begins with, so that its cache fits beside those that are in use; None: it has to wait. What is only
+        kept makes way."""
+        while True:
+            for start in self.prefixes.starts(request):
+                if self.kv_bytes is None or self.kv_used + self.prefixes.nbytes + start.added_bytes <= self.kv_bytes:
+                    return start
             if not self.prefixes.drop():
-                return False
-        return True
+                return None
 
     def _plan(self) -> Sequence[tuple[Request, Chunk]]:
         """Decodes first, then prompts in order of arrival until the budget is spent."""
