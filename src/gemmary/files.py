@@ -17,8 +17,14 @@ from typing import Any, BinaryIO, cast
 from gemmary.errors import GemmaryError
 
 
+PIECE = 1 << 21
+"""Bytes of a large page. What is written in whole ones lies in them in the page cache, where the file system has large
+folios (Linux: ext4 from 6.16), and is mapped in them."""
+
+
 class HashingFile:
-    """A binary file for writing that knows the SHA-256 of what was written."""
+    """A binary file for writing that knows the SHA-256 of what was written. Opened with `buffering=PIECE`, it is written
+    in whole pieces."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -28,9 +34,12 @@ class HashingFile:
     def write(self, data: Any) -> None:
         """Writes all of a bytes-like object (an array included)."""
         view = memoryview(data).cast("B")
-        self._file.write(view)
         self._hash.update(view)
-        self.position += len(view)
+        while view:
+            count = PIECE - self.position % PIECE
+            self._file.write(view[:count])
+            self.position += len(view[:count])
+            view = view[count:]
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()

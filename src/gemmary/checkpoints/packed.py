@@ -30,7 +30,7 @@ from gemmary.checkpoints.safetensors import SafetensorsFile, show, write
 from gemmary.checkpoints.tensors import Tensor, bias_name, tensors
 from gemmary.config import Config
 from gemmary.errors import GemmaryError
-from gemmary.files import HashingFile, atomic_folder
+from gemmary.files import PIECE, HashingFile, atomic_folder
 from gemmary.quantize.blocks import BLOCK_SIZES
 from gemmary.quantize.leaves import FLOATS, Affine, Dense, Leaf, Packed, padded_columns, quantized, slices
 from gemmary.quantize.pieces import piece
@@ -71,6 +71,7 @@ def _open_file(path: Path) -> tuple[SafetensorsFile, Stated]:
     from gemmary import _core
 
     file = SafetensorsFile(path / FILE)
+    file.in_large_pages()
     if (version := file.metadata.get("version")) != str(_core.PACKED_VERSION):
         raise GemmaryError(
             f"{path} is packed in layout {ascii(version)[:20]}, and this Gemmary reads layout {_core.PACKED_VERSION}: "
@@ -196,7 +197,7 @@ class _Contents:
 
         runtime = _core.Runtime(0, None)
         meter = Meter(sum(shape[0] for _, dtype, shape in self.plan if dtype == "U8"), progress)
-        with open(folder / FILE, "wb") as file:
+        with open(folder / FILE, "wb", buffering=PIECE) as file:
             data = (
                 iter([self.lookup(t.name).dequantize()])
                 if t.is_norm
