@@ -150,6 +150,15 @@ def test_what_a_resumed_run_may_change(tiny: Tiny, undisturbed: dict[str, Any]) 
     assert tiny.left("undisturbed") == undisturbed
 
 
+def test_a_run_from_before_a_setting_has_its_default(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "FREE", loop.FREE | {"augment", "label_smoothing", "lora_targets"})
+        tiny.tune("older", steps=2)
+    with pytest.raises(GemmaryError, match=r"begun with label_smoothing 0\.0, not 0\.1"):
+        tiny.tune("older", steps=2, resume=True, label_smoothing=0.1)
+    assert tiny.tune("older", steps=2, resume=True).steps == 2
+
+
 def test_a_folder_that_is_no_run_is_not_touched(tiny: Tiny) -> None:
     (tiny.folder / "mine").mkdir()
     (tiny.folder / "mine" / ".note.tmp").write_text("kept")
