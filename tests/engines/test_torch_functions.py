@@ -50,9 +50,7 @@ CASES: dict[str, tuple[Formula, Formula, tuple[tuple[int, ...], ...], tuple[bool
     "geglu": (geglu, functions.geglu, ((7, 13), (7, 13)), (True, True)),
     "norm of a sum": (
         lambda x, y, weight: rms_norm(x + rms_norm(y, weight), weight),
-        lambda x, y, weight: functions.rms_norm(
-            functions.add(x, functions.rms_norm(y, weight, 1e-3)), weight, 1e-3
-        ),
+        lambda x, y, weight: functions.rms_norm(functions.add(x, functions.rms_norm(y, weight, 1e-3)), weight, 1e-3),
         ((7, 13), (7, 13), (13,)),
         (True, True, True),
     ),

@@ -1,4 +1,4 @@
-"""What the backward pass needs of a tensor that costs next to nothing to make again: a tensor knows what it was made from.
+"""Tensors that know what they were made from, so that the backward pass can make them again.
 
 The output of a norm, of GeGLU, and a sum with one of them are each a pass over memory away from tensors that are kept
 in any case. An op that would keep such a tensor keeps what it was made from instead, and makes it again, to the same

@@ -37,7 +37,8 @@ def settle(settings: Settings, checkpoint: Checkpoint, dtype: torch.dtype, devic
         available = available_bytes()
     if settings.gradient_checkpointing != "auto":
         return settings
-    keeps_inputs = settings.method == "full" or settings.dora or settings.lora_dropout > 0 or settings.tensor_parallel > 1
+    divided, dropped = settings.tensor_parallel > 1, settings.lora_dropout > 0
+    keeps_inputs = settings.method == "full" or settings.dora or dropped or divided
     per_token = activation_bytes_per_token(
         checkpoint.config, dtype.itemsize, full=keeps_inputs, tower=settings.trains_tower
     )
