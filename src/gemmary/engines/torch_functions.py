@@ -133,7 +133,8 @@ class GegluFunction(torch.autograd.Function):
         (grad,) = gradients
         gate32, grad32 = gate.float(), grad.float()
         up_grad = functional.gelu(gate32, approximate="tanh").mul_(grad32)
-        gate_grad = torch.ops.aten.gelu_backward(grad32 * up, gate32, approximate="tanh")
+        gate_grad = grad32 * up
+        torch.ops.aten.gelu_backward.grad_input(gate_grad, gate32, approximate="tanh", grad_input=gate_grad)
         return gate_grad.to(gate.dtype), up_grad.to(up.dtype)
 
 
