@@ -13,7 +13,8 @@ from tests.parity.peers import torch
 from tests.tiny import TINY
 from tests.tune.tiny_runs import Documents, Run, checkpoint_of
 
-from gemmary.tune.model import build  # isort: skip (needs torch, which peers skips without)
+from gemmary.tune import heap  # isort: skip (needs torch, which peers skips without)
+from gemmary.tune.model import build  # isort: skip
 
 TOKENS = 40
 
@@ -46,3 +47,15 @@ def test_as_many_bytes_as_foreseen(family: str, method: str) -> None:
     of_rows += (shallow.num_heads + shallow.num_kv_heads) * shallow.qk_norm
     of_rows += 7 * (method == "lora")  # between A and B
     assert counted == TOKENS * (foreseen + 4 * of_rows * shallow.num_layers)
+
+
+def test_holes_are_given_back_after_every_few_large_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(heap, "_malloc_trim", lambda: given.append)
+    for nbytes, times in ((heap.LARGE, 2), (heap.LARGE - 1, 0)):
+        for layer in range(2 * heap.EVERY):
+            heap.give_back_holes(layer, torch.empty(nbytes, dtype=torch.uint8))
+        assert given == [0] * times
+        given.clear()
+    monkeypatch.setattr(heap, "_malloc_trim", lambda: None)  # where the C library has none
+    heap.give_back_holes(heap.EVERY - 1, torch.empty(heap.LARGE, dtype=torch.uint8))
