@@ -1,8 +1,8 @@
 """The C library's heap, which keeps what is freed between tensors that stay.
 
-While a step goes forward, each layer frees some tensors and keeps others, and with them thousands of small nodes of the
+While a step goes forward, each layer frees some tensors and keeps others, and with them many small nodes of the
 graph, which are put into the holes. A hole that lost some bytes does not fit the next tensor of the same size, so the
-heap grows at its end: by a quarter of what is kept, measured on the shape of Gemma 2 2B.
+heap grows at its end: by a third of what is kept, measured on the shape of Gemma 2 2B.
 """
 
 from __future__ import annotations
