@@ -140,8 +140,10 @@ class Foretold:
 
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
+    kind: str
+    """Of the products of most layers, as in `PRODUCT_SHARES`."""
     product_share: float
-    """The `PRODUCT_SHARE` that would have made it right of the prompt."""
+    """That of `PRODUCT_SHARES` that would have made it right of the prompt."""
     read_share: float
     """The `READ_SHARE` that would have made it right of decoding."""
 
@@ -158,10 +160,12 @@ def foretold(row: dict[str, Any]) -> Foretold:
     before, keys = row["prefill"] + row["decode"] // 2, kv_type("auto", formats)
     prompt = speed.prefill_seconds(config, formats, row["prefill"], machine)
     token = speed.decode_seconds(config, formats, before, keys, machine)
+    kind = speed.kind_of(formats["layers.0.gate"])
     return Foretold(
         speed.prefill_speed(config, formats, row["prefill"], machine),
         speed.decode_speed(config, formats, 2 * before, keys, machine),
-        prompt.bound / (row["prefill"] / row["prefill_tokens_per_s"] - prompt.rest),
+        kind,
+        speed.PRODUCT_SHARES[kind] * prompt.bound / (row["prefill"] / row["prefill_tokens_per_s"] - prompt.rest),
         token.bound / (1 / row["decode_tokens_per_s"] - token.rest),
     )
 
@@ -203,9 +207,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         for what, digits in (("prefill_tokens_per_s", 1), ("decode_tokens_per_s", 2)):
             cells += [f"{row[what]:.{digits}f}", apart(row[what], getattr(said, what))]
         lines.append(f"| {' | '.join(cells)} | {100 * row['bandwidth_share']:.0f} % |")
-    for name in ("product_share", "read_share"):
-        found = sorted(getattr(said, name) for said in told)
-        lines.append(f"{name}: median {median(found):.2f} ({found[0]:.2f} … {found[-1]:.2f})")
+    shares = {kind: [each.product_share for each in told if each.kind == kind] for kind in {each.kind for each in told}}
+    for name, found in (*sorted(shares.items()), ("read_share", [said.read_share for said in told])):
+        lines.append(f"{name}: median {median(found):.2f} ({min(found):.2f} … {max(found):.2f})")
     return "\n".join(lines)
 
 
@@ -254,7 +258,7 @@ def main() -> None:
     if options.table:
         measured = [row for row in kept(options.out) if "left_out" not in row]
         print(
-            table(sorted(measured, key=lambda row: SIZES.index(row["model"])))
+            table(sorted(measured, key=lambda row: (QUANTS.index(row["quant"]), SIZES.index(row["model"]))))
             if measured
             else "no row was measured yet"
         )

@@ -2,12 +2,17 @@
 
     python benchmarks/speculation.py [--model starter] [--tokens 200] [--repeat 5] [--threads 2]
     python benchmarks/speculation.py --dtype bfloat16 --draft starter --draft-quant int4
+    python benchmarks/speculation.py --dtype float32 --deeper 36 --draft starter-int4-gptq
 
 The kinds of text: a copy of a text in the prompt; an edit of one; sentences picked from one, as extractive summaries do
 (three texts, two of them with their sentences: a pretrained model goes on in the pattern); free writing, greedy and
 sampled, the last of it so hot that nothing repeats. The starter is too small to edit and copies instead, so the edit is
 dictated: the model computes everything, and its likeliest token is made the next one of the edited text. Without
 --draft only the text itself guesses. Exits with 1 if a text differs with and without.
+
+--deeper gives the model more layers whose branches are multiplied by zero: it writes what it did before, and a token
+costs what one of a larger model does. So a draft's gain can be told from its agreement and its price where only one
+size of trained weights is at hand: the same weights, quantized, draft for it.
 """
 
 from __future__ import annotations
@@ -16,10 +21,16 @@ import argparse
 import statistics
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 import gemmary
+from gemmary.checkpoints import Checkpoint, open_named
+from gemmary.engines import open_engine
+from gemmary.quantize.leaves import Dense
 from gemmary.verify import builtin_text
 
 TEXTS = (
@@ -95,6 +106,31 @@ class Dictated:
         return getattr(self.inner, name)
 
 
+def deeper(checkpoint: Checkpoint, more: int) -> Checkpoint:
+    """The same function with so many more layers, each one of its own again, with nothing of it added to the stream."""
+    config, leaves = checkpoint.config, dict(checkpoint.leaves)
+    kinds = [config.layer_types[number % config.num_layers] for number in range(config.num_layers + more)]
+    for number in range(config.num_layers, len(kinds)):
+        twin = f"layers.{number % config.num_layers}."
+        for name in [name for name in checkpoint.leaves if name.startswith(twin)]:
+            leaves[f"layers.{number}." + name.removeprefix(twin)] = checkpoint.leaves[name]
+        for norm in ("post_attn_norm", "post_ffn_norm"):  # zero-centred: -1 is a gain of 0
+            leaves[f"layers.{number}.{norm}"] = partial(Dense, np.full(config.hidden_size, -1, dtype=np.float32))
+    return replace(checkpoint, config=replace(config, num_layers=len(kinds), layer_types=tuple(kinds)), leaves=leaves)
+
+
+def opened(args: argparse.Namespace) -> gemmary.Model:
+    """The model that is measured, with its draft."""
+    draft = gemmary.load(args.draft, threads=args.threads, quant=args.draft_quant) if args.draft else None
+    if not args.deeper:
+        return gemmary.load(args.model, threads=args.threads, dtype=args.dtype, quant=args.quant, draft=draft)
+    if args.quant:
+        raise SystemExit("--deeper is of a model as it is stored, or in a --dtype: no --quant")
+    checkpoint = deeper(open_named(args.model), args.deeper)
+    engine = open_engine("native", checkpoint.config, checkpoint.lookup, threads=args.threads, dtype=args.dtype)
+    return gemmary.Model(checkpoint, engine, context=4096, draft=draft)
+
+
 def measure(model: gemmary.Model, args: argparse.Namespace) -> bool:
     """Prints a line for each kind of text. Whether all texts were the same with and without."""
     same = True
@@ -137,6 +173,7 @@ def main() -> int:
     parser.add_argument("--model", default="starter")
     parser.add_argument("--dtype", help="of the model, as in gemmary.load")
     parser.add_argument("--quant", help="of the model")
+    parser.add_argument("--deeper", type=int, default=0, metavar="N", help="so many more layers that change nothing")
     parser.add_argument("--draft", metavar="MODEL", help="a small model that guesses")
     parser.add_argument("--draft-quant", metavar="QUANT")
     parser.add_argument("--tokens", type=int, default=200)
@@ -145,8 +182,7 @@ def main() -> int:
     parser.add_argument("--show", action="store_true", help="print the texts too")
     args = parser.parse_args()
     warnings.simplefilter("ignore", gemmary.GemmaryWarning)
-    draft = gemmary.load(args.draft, threads=args.threads, quant=args.draft_quant) if args.draft else None
-    with gemmary.load(args.model, threads=args.threads, dtype=args.dtype, quant=args.quant, draft=draft) as model:
+    with opened(args) as model:
         return int(not measure(model, args))
 
 

@@ -148,6 +148,15 @@ def test_speculation(starter_gguf: Path) -> None:
     assert all(line.endswith("text the same") for line in lines)
 
 
+def test_a_deeper_model_writes_the_same_and_takes_a_draft(starter_gguf: Path) -> None:
+    sizes = ("--model", str(starter_gguf), "--tokens", "24", "--repeat", "1", "--show")
+    plain = run("speculation.py", *sizes).stdout.splitlines()
+    deeper = run("speculation.py", *sizes, "--deeper", "2", "--draft", str(starter_gguf)).stdout.splitlines()
+    texts, same = ([line for line in each if " tokens/s with" not in line] for each in (plain, deeper))
+    assert texts == same
+    assert all(line.endswith("text the same") for line in deeper if " tokens/s with" in line)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_load(starter_gguf: Path) -> None:
     found = json.loads(run("load.py", str(starter_gguf), "--peers", "Gemmary", "--repeat", "1", "--json").stdout)
