@@ -11,18 +11,17 @@ import ctypes
 from collections.abc import Callable
 from functools import lru_cache
 
-from torch import Tensor
-
 EVERY = 4
 """Layers between two times that holes are given back: what was given back costs a page fault when it is used again."""
 LARGE = 1 << 20
 """Bytes of a layer's output below which it does not pay."""
 
 
-def give_back_holes(layer: int, out: Tensor) -> None:
-    """Returns free pages of the heap to the system, after some of the layers, where these give much, on the CPU."""
+def give_back_holes(layer: int, nbytes: int) -> None:
+    """Returns free pages of the heap to the system, after some of the layers, where their outputs have so many bytes
+    that this gives much."""
     trim = _malloc_trim()
-    if trim is not None and layer % EVERY == EVERY - 1 and out.device.type == "cpu" and out.nbytes >= LARGE:
+    if trim is not None and layer % EVERY == EVERY - 1 and nbytes >= LARGE:
         trim(0)
 
 
