@@ -10,6 +10,7 @@ import pytest
 from tests.parity.peers import torch
 
 from gemmary.engines import torch_functions as functions  # isort: skip (needs torch, which peers skips without)
+from gemmary.engines.torch_sources import Source, has_source  # isort: skip
 
 Formula = Callable[..., Any]
 
@@ -30,13 +31,13 @@ def geglu(gate: Any, up: Any) -> Any:
 CASES: dict[str, tuple[Formula, Formula, tuple[tuple[int, ...], ...], tuple[bool, ...]]] = {
     "rms_norm": (
         rms_norm,
-        lambda x, weight: functions.RMSNormFunction.apply(x, weight, 1e-3),
+        lambda x, weight: functions.rms_norm(x, weight, 1e-3),
         ((5, 3, 13), (13,)),
         (True, True),
     ),
     "rms_norm-frozen": (
         rms_norm,
-        lambda x, weight: functions.RMSNormFunction.apply(x, weight, 1e-3),
+        lambda x, weight: functions.rms_norm(x, weight, 1e-3),
         ((7, 13), (13,)),
         (True, False),
     ),
@@ -46,7 +47,13 @@ CASES: dict[str, tuple[Formula, Formula, tuple[tuple[int, ...], ...], tuple[bool
         ((7, 3, 10), (7, 1, 5)),
         (True, False),
     ),
-    "geglu": (geglu, functions.GegluFunction.apply, ((7, 13), (7, 13)), (True, True)),
+    "geglu": (geglu, functions.geglu, ((7, 13), (7, 13)), (True, True)),
+    "norm of a sum": (
+        lambda x, y, weight: rms_norm(x + rms_norm(y, weight), weight),
+        lambda x, y, weight: functions.rms_norm(functions.add(x, functions.rms_norm(y, weight, 1e-3)), weight, 1e-3),
+        ((7, 13), (7, 13), (13,)),
+        (True, True, True),
+    ),
 }
 
 
@@ -70,6 +77,24 @@ def test_value_and_gradients(name: str, dtype: Any, bound: float) -> None:
         if ask:
             assert each.grad.dtype == dtype
             assert_close(each.grad, wanted.grad, bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_made_again_has_the_same_bits(dtype: Any) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, y = (torch.randn(7, 13, generator=generator).to(dtype).requires_grad_() for _ in range(2))
+    weight, shift = (torch.randn(13, generator=generator).to(dtype) for _ in range(2))
+    normed = functions.rms_norm(y, weight, 1e-3)
+    once = functions.add(x, normed)
+    made = [normed, once, functions.rms_norm(once, weight, 1e-3), functions.layer_norm(x, weight, shift, 1e-3)]
+    for tensor in [*made, functions.geglu(x, y), functions.gelu(x)]:
+        source = Source.of(tensor)
+        assert all(part.grad_fn is None and part is not tensor for part in source.parts)
+        assert torch.equal(source.make(*source.parts), tensor.detach())
+    twice = functions.add(once, normed)
+    assert not has_source(twice)
+    with torch.no_grad():
+        assert not has_source(functions.geglu(x, y))
 
 
 def assert_close(actual: Any, expected: Any, bound: float) -> None:

@@ -18,7 +18,7 @@ from gemmary.checkpoints import open_checkpoint
 from gemmary.errors import GemmaryError
 from gemmary.tune import fit, loop
 from gemmary.tune.model import TuneModel
-from gemmary.tune.settings import Settings
+from gemmary.tune.settings import TARGETS, Settings
 from gemmary.tune.state import Checkpoints
 
 __all__ = ["no_ceiling", "tiny", "undisturbed"]
@@ -148,6 +148,15 @@ def test_what_a_resumed_run_may_change(tiny: Tiny, undisturbed: dict[str, Any]) 
     assert tiny.left("undisturbed")["adapter_model.safetensors"] == undisturbed["adapter_model.safetensors"]
     tiny.tune("undisturbed", resume=True)
     assert tiny.left("undisturbed") == undisturbed
+
+
+def test_a_run_from_before_a_setting_has_its_default(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "FREE", loop.FREE | {"augment", "label_smoothing", "lora_targets"})
+        tiny.tune("older", steps=2, lora_targets=TARGETS)
+    with pytest.raises(GemmaryError, match=r"begun with label_smoothing 0\.0, not 0\.1"):
+        tiny.tune("older", steps=2, lora_targets=TARGETS, resume=True, label_smoothing=0.1)
+    assert tiny.tune("older", steps=2, lora_targets=TARGETS, resume=True).steps == 2
 
 
 def test_a_folder_that_is_no_run_is_not_touched(tiny: Tiny) -> None:

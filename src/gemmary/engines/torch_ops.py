@@ -22,7 +22,7 @@ from torch.nn import functional
 from gemmary.config import Config
 from gemmary.engines.torch_adapters import AdaptedLinear
 from gemmary.engines.torch_attention import Tile, attend
-from gemmary.engines.torch_functions import geglu, rms_norm, rope
+from gemmary.engines.torch_functions import add, geglu, gelu, layer_norm, rms_norm, rope
 from gemmary.engines.torch_stacks import Stacks, attend_stacked, stacked
 
 QUERY_TILE = 128
@@ -51,8 +51,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size, device=device))
 
     def forward(self, x: Tensor, eps: float) -> Tensor:
-        scale, shift = self.weight.float(), self.bias.float()
-        return functional.layer_norm(x.float(), x.shape[-1:], scale, shift, eps).to(x.dtype)
+        return layer_norm(x, self.weight, self.bias, eps)
 
 
 class Head(nn.Linear):
@@ -217,7 +216,7 @@ class TorchOps:
         return geglu(gate, up)
 
     def gelu(self, x: Tensor) -> Tensor:
-        return functional.gelu(x.float(), approximate="tanh").to(x.dtype)
+        return gelu(x)
 
     def place(self, x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
         return x.index_copy(0, rows, values.to(x.dtype))
@@ -226,7 +225,7 @@ class TorchOps:
         return x.float().view(-1, count, x.shape[-1]).mean(dim=1).to(x.dtype)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        return x + y
+        return add(x, y)
 
     def take(self, x: Tensor, rows: Tensor) -> Tensor:
         return x[rows]

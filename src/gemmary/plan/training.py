@@ -31,7 +31,7 @@ def training_bytes(config: Config, base: int, tokens: int, width: int, *, full: 
     """base: bytes of the frozen weights. tokens: of a step. width: bytes of a number that is computed with. full: every
     weight is trained, with AdamW, and not an adapter beside frozen ones."""
     trained = config.total_parameters if full else adapter_parameters(config)
-    kept = activation_bytes_per_token(config, width)
+    kept = activation_bytes_per_token(config, width, full=full)
     stream = config.num_layers * config.hidden_size * width
     return TrainingBytes(
         weights=(0 if full else base) + 4 * trained,
@@ -48,13 +48,18 @@ def adapter_parameters(config: Config, rank: int = RANK) -> int:
     return config.num_layers * rank * edges
 
 
-def activation_bytes_per_token(config: Config, itemsize: int, tower: bool = False) -> int:
-    """What the backward pass needs of each token, if nothing is computed twice: inputs of products, norms, GeGLU and
-    attention in all layers, those of the tower among them where it is trained."""
-    stream = (6 if config.post_norms else 4) * config.hidden_size
-    heads = (4 if config.qk_norm else 3) * (config.query_size + config.kv_size)
-    kept = config.num_layers * (stream + heads + 3 * config.intermediate_size)
+def activation_bytes_per_token(config: Config, itemsize: int, *, full: bool = False, tower: bool = False) -> int:
+    """What the backward pass needs of each token, if no layer is computed twice: what enters the norms, GeGLU and
+    attention in all layers, those of the tower among them where it is trained.
+
+    full: the inputs of products are kept, too. Beside an adapter alone what comes out of norms and GeGLU is made again
+    (`engines/torch_sources.py`), as is what enters the second norm of layers whose branches end with one.
+    """
+    inputs = 2 * full
+    stream = ((3 if config.post_norms else 2) + inputs) * config.hidden_size
+    heads = (3 if config.qk_norm else 2) * (config.query_size + config.kv_size)
+    kept = config.num_layers * (stream + heads + (2 + full) * config.intermediate_size)
     if tower and config.vision is not None:  # where every token is a patch, as nearly all are
         vision = config.vision
-        kept += vision.num_layers * (10 * vision.hidden_size + 2 * vision.intermediate_size)
+        kept += vision.num_layers * ((6 + inputs) * vision.hidden_size + (1 + full) * vision.intermediate_size)
     return kept * itemsize

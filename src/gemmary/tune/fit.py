@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,7 +81,7 @@ class Fit:
         with world.leader_first():
             start = self.checkpoints.newest()
         if start is not None:
-            _agree(start.fixed, fixed)
+            _agree(_defaults(plan, fixed) | start.fixed, fixed)
             restore(start.files, self.trained, self.optimizer)
             self.state, self._before = start.state, start.seconds
         self._began = time.perf_counter()
@@ -207,6 +208,12 @@ class Fit:
             f"step {self.state.step + 1}: {what}, so nothing was changed by it: begin again with a lower "
             f"--learning-rate or more --warmup-steps ({left})"
         )
+
+
+def _defaults(plan: Settings, fixed: dict[str, Any]) -> dict[str, Any]:
+    """Of the settings among `fixed`: what a run did that was begun before there was such a setting."""
+    plain = asdict(Settings(model=plan.model, data=plan.data, out=plan.out, method=plan.method))
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items() if name in fixed}
 
 
 def _agree(before: dict[str, Any], now: dict[str, Any]) -> None:

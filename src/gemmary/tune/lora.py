@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from gemmary.checkpoints.peft import linear_names
 from gemmary.engines.torch_modules import Model
+from gemmary.engines.torch_sources import keep, kept
 from gemmary.errors import GemmaryError
 from gemmary.tune.settings import Settings
 
@@ -106,7 +107,7 @@ class _Adapted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, base: Base, a: Tensor, b: Tensor, scale: float) -> Tensor:
         low_Tr = x @ a.t()
-        ctx.save_for_backward(x, a, b, low_Tr)
+        keep(ctx, x, a, b, low_Tr)
         ctx.base, ctx.scale = base, scale
         y = x @ base.weight.t() if isinstance(base, nn.Linear) else base.matrix.product(x)
         return y.addmm_(low_Tr, b.t(), alpha=scale)
@@ -114,7 +115,7 @@ class _Adapted(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor, Tensor, None]:
-        x, a, b, low_Tr = ctx.saved_tensors
+        x, a, b, low_Tr = kept(ctx)
         (grad,) = gradients
         base: Base = ctx.base
         grad_Tr = grad @ b * ctx.scale

@@ -17,14 +17,16 @@ from gemmary.batch import patches
 from gemmary.checkpoints import Checkpoint, save_checkpoint
 from gemmary.checkpoints.peft import Adapter, AdapterConfig, LoraWeights, target_ends, write_adapter
 from gemmary.checkpoints.tensors import Tensor, module_layout
-from gemmary.config import Config
+from gemmary.config import Config, VisionConfig
 from gemmary.engines.torch_modules import TABLES, Model, module_of
 from gemmary.engines.torch_ops import StepCache, TorchOps, Visible
 from gemmary.errors import GemmaryError
 from gemmary.model import decoder
+from gemmary.model.leaves import Leaves
 from gemmary.model.vision import Pictures
 from gemmary.quantize.leaves import FLOATS, Affine, Dense, Leaf
 from gemmary.tune.data import codec_file
+from gemmary.tune.heap import give_back_holes
 from gemmary.tune.lora import LoraLinear, attach
 from gemmary.tune.losses import DenseTable, Table, cross_entropy
 from gemmary.tune.packing import MicroBatch
@@ -146,10 +148,16 @@ class TuneModel(Model):
         assert isinstance(embedding.weight, nn.Parameter)
         return embedding.weight if embedding.weight.requires_grad else DenseTable(embedding.weight)
 
-    def _run_block(self, ops: TorchOps, *rest: Any) -> Any:
-        if not (self.recomputes and torch.is_grad_enabled()):
-            return super()._run_block(ops, *rest)
-        return recomputed(super()._run_block, ops, *rest, use_reentrant=False)
+    def _run_block(self, ops: TorchOps, config: Config | VisionConfig, weights: Leaves, index: int, *rest: Any) -> Any:
+        run = super()._run_block
+        if not torch.is_grad_enabled():
+            return run(ops, config, weights, index, *rest)
+        if self.recomputes:
+            return recomputed(run, ops, config, weights, index, *rest, use_reentrant=False)
+        out, cache = run(ops, config, weights, index, *rest)
+        if out.device.type == "cpu":
+            give_back_holes(index, out.nbytes)
+        return out, cache
 
 
 class MasterLinear(nn.Linear):

@@ -37,7 +37,11 @@ def settle(settings: Settings, checkpoint: Checkpoint, dtype: torch.dtype, devic
         available = available_bytes()
     if settings.gradient_checkpointing != "auto":
         return settings
-    per_token = activation_bytes_per_token(checkpoint.config, dtype.itemsize, settings.trains_tower)
+    divided, dropped = settings.tensor_parallel > 1, settings.lora_dropout > 0
+    keeps_inputs = settings.method == "full" or settings.dora or dropped or divided
+    per_token = activation_bytes_per_token(
+        checkpoint.config, dtype.itemsize, full=keeps_inputs, tower=settings.trains_tower
+    )
     kept = per_token * settings.batch_size * settings.sequence_length
     is_tight = available is not None and weights + MARGIN * kept > available
     return replace(settings, gradient_checkpointing="on" if is_tight else "off")
