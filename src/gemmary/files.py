@@ -16,15 +16,14 @@ from typing import Any, BinaryIO, cast
 
 from gemmary.errors import GemmaryError
 
-
 PIECE = 1 << 21
 """Bytes of a large page. What is written in whole ones lies in them in the page cache, where the file system has large
 folios (Linux: ext4 from 6.16), and is mapped in them."""
 
 
 class HashingFile:
-    """A binary file for writing that knows the SHA-256 of what was written. Opened with `buffering=PIECE`, it is written
-    in whole pieces."""
+    """A binary file for writing that knows the SHA-256 of what was written. One that was opened with `buffering=PIECE`
+    is written in whole pieces."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
