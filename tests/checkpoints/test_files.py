@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gemmary import files
 from gemmary.checkpoints import open_checkpoint, save_checkpoint
 from gemmary.errors import GemmaryError
-from gemmary.files import HashingFile, atomic_file, atomic_folder
+from gemmary.files import PIECE, HashingFile, atomic_file, atomic_folder
 from tests.checkpoints.sources import files_of, same_leaves, tiny
 
 
@@ -112,3 +114,34 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(GemmaryError, match=r"cannot write .*nothing was changed"):
         save_checkpoint(tiny("gemma"), tmp_path / "file" / "m.gguf", format="gguf")
+
+
+class Raw(io.RawIOBase):
+    """A file that remembers how it was written."""
+
+    def __init__(self) -> None:
+        self.held, self.places = bytearray(), list[int]()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.places.append(len(self.held))
+        self.held += memoryview(data).cast("B")
+        return memoryview(data).nbytes
+
+
+def test_writes_begin_where_pages_do() -> None:
+    random = np.random.default_rng(1)
+    parts = [random.integers(0, 256, size, dtype=np.uint8) for size in (100, PIECE, 3 * PIECE + 7, 0, 1, PIECE - 108)]
+    raw = Raw()
+    with io.BufferedWriter(raw, PIECE) as buffered:
+        file = HashingFile(buffered)  # type: ignore[arg-type]
+        for part in parts:
+            file.write(part)
+        buffered.flush()
+        whole = b"".join(part.tobytes() for part in parts)
+        assert bytes(raw.held) == whole
+        assert file.hexdigest() == hashlib.sha256(whole).hexdigest()
+        assert file.position == len(whole)
+        assert raw.places == list(range(0, len(whole), PIECE))
