@@ -126,7 +126,10 @@ def opened(args: argparse.Namespace) -> gemmary.Model:
         return gemmary.load(args.model, threads=args.threads, dtype=args.dtype, quant=args.quant, draft=draft)
     if args.quant:
         raise SystemExit("--deeper is of a model as it is stored, or in a --dtype: no --quant")
-    checkpoint = deeper(open_named(args.model), args.deeper)
+    checkpoint = open_named(args.model)
+    if not checkpoint.config.post_norms:
+        raise SystemExit(f"--deeper needs norms behind the branches, which {checkpoint.name} does not have")
+    checkpoint = deeper(checkpoint, args.deeper)
     engine = open_engine("native", checkpoint.config, checkpoint.lookup, threads=args.threads, dtype=args.dtype)
     return gemmary.Model(checkpoint, engine, context=4096, draft=draft)
 

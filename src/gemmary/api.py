@@ -76,13 +76,13 @@ def load(
     """
     _check_options(engine, threads, dtype, quant, kv_dtype)
     checkpoint = as_run_by(open_named(name), conventions)
+    # The gains of DoRA are those of the weights as they are stored, which a copy in another dtype does not hold.
+    may_copy = packed_copy and engine == "native" and (dtype is None or not adapter)
+    copy = kept.copy_of(checkpoint, gemmary.__version__, quant, dtype) if may_copy else None
     options: dict[str, Any] = {"threads": threads, "dtype": dtype, "kv_dtype": kv_dtype, "isa": isa}
     if draft is not None and not isinstance(draft, Model):
         draft = load(draft, engine=engine, quant=quant, packed_copy=packed_copy, **options)
     adapters = open_adapters(adapter, checkpoint.config)
-    # The gains of DoRA are those of the weights as they are stored, which a copy in another dtype does not hold.
-    may_copy = packed_copy and engine == "native" and (dtype is None or not adapters)
-    copy = kept.copy_of(checkpoint, gemmary.__version__, quant, dtype) if may_copy else None
     return _loaded(checkpoint, engine, quant, context, draft, options, adapters, copy)
 
 

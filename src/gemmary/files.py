@@ -18,7 +18,7 @@ from gemmary.errors import GemmaryError
 
 PIECE = 1 << 21
 """Bytes of a large page. What is written in whole ones lies in them in the page cache, where the file system has large
-folios (Linux: ext4 from 6.16), and is mapped in them."""
+folios (Linux: XFS, ext4 from 6.16), and is mapped in them."""
 
 
 class HashingFile:

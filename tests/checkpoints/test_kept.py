@@ -171,6 +171,41 @@ def test_a_damaged_copy_is_thrown_away_and_told(gguf: Path, damage: str) -> None
         assert again.notices == ()
 
 
+def test_a_source_replaced_after_it_was_opened_gets_no_copy(source: Path, gguf: Path, tmp_path: Path) -> None:
+    shutil.copyfile(gguf, path := tmp_path / "own.gguf")
+    times = path.stat()
+    shutil.copyfile(gguf, other := tmp_path / "other.gguf")
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with load(path) as model:
+        os.replace(other, path)  # of the same size and time
+        with pytest.raises(GemmaryError, match="have changed since they were opened"):
+            model.keep_packed()
+    assert kept.copies() == []
+
+
+def test_what_others_put_beside_copies_stays(source: Path, gguf: Path) -> None:
+    mine = kept.home() / "mine"
+    save_checkpoint(open_checkpoint(source), mine, format="packed")
+    keep(gguf)
+    assert len(kept.copies()) == 1
+    kept.remove()
+    assert (mine / packed.FILE).is_file()
+
+
+def test_a_copy_that_cannot_be_mapped_now_stays(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = keep(gguf)
+
+    def refused(*_: Any) -> None:
+        raise GemmaryError("cannot read it: Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packed, "open_weights", refused)
+        with pytest.warns(gemmary.GemmaryWarning, match="was not used: cannot read it"):
+            assert not is_mapped(load(gguf))
+    assert folder.is_dir()
+    assert is_mapped(load(gguf))
+
+
 def test_a_full_disk_costs_nothing(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

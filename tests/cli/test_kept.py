@@ -35,7 +35,7 @@ def pulled(base_model: Path) -> Path:
 
 def test_a_copy_is_kept_after_the_text_and_used(gemmary_command: Gemmary, base_model: Path) -> None:
     first = gemmary_command("run", base_model, "abc", *QUICK)
-    description, speed, note, *progress = first.err.splitlines()
+    description, speed, *progress, note = first.err.splitlines()
     assert "native engine" in description
     assert "tokens/s" in speed
     assert note.startswith(f"note: {KEPT}{base_model.name} (")
@@ -72,7 +72,7 @@ def test_a_full_disk_is_one_line(gemmary_command: Gemmary, base_model: Path, mon
     done = gemmary_command("run", base_model, "abc", *QUICK)
     assert done.code == 0
     assert done.out.strip()
-    assert done.err.splitlines()[-1].startswith("note: no packed copy was kept: cannot write ")
+    assert done.err.splitlines()[-1].startswith(f"note: no packed copy of {base_model.name} was kept: cannot write ")
     assert kept.copies() == []
 
 

@@ -99,3 +99,17 @@ def test_what_is_made_again_has_the_same_bits(dtype: Any) -> None:
 
 def assert_close(actual: Any, expected: Any, bound: float) -> None:
     assert (actual.double() - expected).abs().max() <= bound * expected.abs().max()
+
+
+def test_what_was_changed_in_place_is_not_made_again() -> None:
+    """A user's hook may scale what a norm gave: what is behind it has the gradient of the scaled one."""
+
+    def loss(x: Any, weight: Any, change: Any) -> Any:
+        return functions.rms_norm(change(functions.rms_norm(x, weight, 1e-6)), weight, 1e-6).square().sum()
+
+    grads = []
+    for change in (lambda t: t.mul_(2).add_(1), lambda t: t * 2 + 1):
+        x, weight = torch.arange(1.0, 9.0).view(2, 4).requires_grad_(), torch.full((4,), 0.5)
+        loss(x, weight, change).backward()
+        grads.append(x.grad)
+    torch.testing.assert_close(*grads)

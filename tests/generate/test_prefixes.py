@@ -222,6 +222,20 @@ def test_where_only_one_cache_has_room_it_goes_on_itself() -> None:
     assert (going.kv_used, going.prefixes.nbytes) == (0, engine.cache_bytes(200))
 
 
+def test_a_request_that_has_to_wait_anyway_drops_nothing() -> None:
+    engine = native("gemma")
+    going = scheduler(engine, kv_bytes=2 * engine.cache_bytes(100))
+    first = asked(words(40), max_tokens=20)
+    run(going, first)
+    kept = going.prefixes.nbytes
+    busy, waiting = asked(words(90, 1), max_tokens=10), asked(words(150, 2), max_tokens=30)
+    for each in (busy, waiting):
+        going.submit(each)
+    going.step()
+    assert list(going.waiting) == [waiting]
+    assert going.prefixes.nbytes == kept > 0
+
+
 def test_what_was_read_before_a_cancellation_is_kept() -> None:
     going, said = scheduler(native()), words(60)
     first = asked(said)

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -41,6 +42,7 @@ LEAST_BYTES = 100_000_000
 """Packing less takes a fraction of what Python's start takes."""
 ROOM = 4
 """Times a copy's bytes that the disk must have free for one that nobody asked for."""
+_KEY = re.compile(r"[0-9a-f]{32}")
 _RECORD = "kept.json"
 _TOKENIZER = "tokenizer.model"
 
@@ -61,25 +63,36 @@ class PackedCopy:
 
         if not self.folder.is_dir():
             return None
-        try:
+        record: dict[str, Any] = {}
+        with suppress(GemmaryError):
             record = read_json(self.folder / _RECORD, _MOST_RECORD)
-            if record.pop("wrote", None) != _facts(self.folder) or record != self.made_from:
-                raise GemmaryError(f"{self.folder} is not what was written there")
+        if record.pop("wrote", None) != _facts(self.folder) or record != self.made_from:
+            notices.append(
+                f"the packed copy of {checkpoint.name} {self._thrown_away()}: it is not what was written there"
+            )
+            return None
+        try:
             leaves = open_weights(self.folder, checkpoint.config)
-        except GemmaryError as error:
-            with suppress(OSError):
-                _discard(self.folder)
-            notices.append(f"the packed copy of {checkpoint.name} was thrown away as unsound: {error}")
+        except GemmaryError as error:  # of the system's making, since the files are as they were written
+            notices.append(f"the packed copy of {checkpoint.name} was not used: {error}")
             return None
         if not (self.folder / _TOKENIZER).is_file():
             return replace(checkpoint, leaves=leaves)
         return replace(checkpoint, leaves=leaves, load_tokenizer=partial(open_tokenizer, self.folder))
 
+    def _thrown_away(self) -> str:
+        try:
+            _discard(self.folder)
+        except OSError as error:
+            return f"should be deleted ({error.strerror or error})"
+        return "was thrown away as unsound"
+
     def write(self, checkpoint: Checkpoint, lookup: Callable[[str], Leaf], progress: Progress | None = None) -> None:
         """Makes the copy, whole or not at all, and removes those of the same source as it was, and of sources that are
         gone. lookup: what gives panels. Nothing happens where the copy is there already.
 
-        Raises GemmaryError where the disk refuses, or another process is making a copy.
+        Raises GemmaryError where the disk refuses, another process is making a copy, or the source has changed since it
+        was opened.
         """
         from gemmary.checkpoints.packed import write_weights
 
@@ -90,6 +103,8 @@ class PackedCopy:
             _sweep()
             if self.folder.exists():
                 return
+            if _stamps(checkpoint) != self.made_from["files"]:
+                raise GemmaryError(f"the files of {checkpoint.name} have changed since they were opened")
             with atomic_folder(self.folder) as folder:
                 write_weights(checkpoint.config, lookup, folder, progress)
                 _write_tokenizer(checkpoint, folder)
@@ -125,8 +140,8 @@ class Held:
         if self.source_size == 0:
             return True
         same = [key for key in new.made_from if key not in ("quant", "dtype")]
-        return self.record["source"] == new.made_from["source"] and any(
-            self.record[key] != new.made_from[key] for key in same
+        return self.record.get("source") == new.made_from["source"] and any(
+            self.record.get(key) != new.made_from[key] for key in same
         )
 
 
@@ -135,13 +150,13 @@ def copy_of(
 ) -> PackedCopy | None:
     """The copy that a version of Gemmary has of a checkpoint's weights, as they are or in `quant`, held as `dtype` (see
     `gemmary.load`). None where nothing is packed, or the user wants no copies (GEMMARY_KEEP_PACKED=0)."""
-    if checkpoint.format in ("packed", "random") or wanted() is False:
+    if checkpoint.format in ("packed", "random") or wanted() is False or (stamps := _stamps(checkpoint)) is None:
         return None
     from gemmary import _core
 
     made_from = {
         "source": str(checkpoint.path.resolve()),
-        "files": [[str(file.resolve()), *_stamp(file)] for file in _files(checkpoint)],
+        "files": stamps,
         "quant": quant,
         "dtype": dtype,
         "layout": _core.PACKED_VERSION,
@@ -179,12 +194,13 @@ def copies() -> list[Held]:
     """Every copy that is here."""
     found = []
     for folder in sorted(home().glob("*")):
-        if folder.name.startswith(".") or not folder.is_dir():
+        if _KEY.fullmatch(folder.name) is None or not folder.is_dir():  # somebody else's
             continue
         record: dict[str, Any] = {}
         with suppress(GemmaryError):
             record = read_json(folder / _RECORD, _MOST_RECORD)
-        found.append(Held(folder, record, sum(file.stat().st_size for file in folder.iterdir())))
+        with suppress(FileNotFoundError):  # another process deletes it
+            found.append(Held(folder, record, sum(file.stat().st_size for file in folder.iterdir())))
     return found
 
 
@@ -226,13 +242,22 @@ _MOST_RECORD = 1 << 22
 
 
 def _files(checkpoint: Checkpoint) -> list[Path]:
-    """Every file that the model may come from."""
+    """Every file that the model may come from, but for hidden ones and copies."""
     path, tower = checkpoint.path, checkpoint.tower_path
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
+        below = [file for file in path.rglob("[!.]*") if file.is_file() and not file.is_relative_to(home())]
+        files = sorted(f for f in below if not any(part.startswith(".") for part in f.relative_to(path).parts))
     else:
         files = list(parts_of(path)) if checkpoint.format == "big_vision" else [path]
     return [*dict.fromkeys([*files, *checkpoint.weight_files, *([] if tower is None else [tower])])]
+
+
+def _stamps(checkpoint: Checkpoint) -> list[list[Any]] | None:
+    """What tells a source from any other at its place: the times of change, too, which no program sets. None while
+    files come and go."""
+    with suppress(FileNotFoundError):
+        return [[str(file.resolve()), *_stamp(file), file.stat().st_ctime_ns] for file in _files(checkpoint)]
+    return None
 
 
 def _stamp(file: Path) -> list[int]:
@@ -279,6 +304,8 @@ def _locked() -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise GemmaryError("another process is making a packed copy just now") from None
+        except OSError as error:
+            raise GemmaryError(f"cannot lock {home()}: {error.strerror or error}") from error
         yield

@@ -38,15 +38,16 @@ def keep_packed(model: Model) -> None:
     for each in (model, model.draft):
         if each is None or not (nbytes := each.packed_bytes) or not kept.is_worthwhile(nbytes):
             continue
-        console.note(
-            f"note: a packed copy of {each.name} ({size(nbytes)}) is kept in {kept.home()}, so that it loads sooner "
-            f"from now on; {kept.VARIABLE}=0 turns this off, `gemmary rm --packed` deletes it"
-        )
         try:
             with console.bar(is_bytes=True) as progress:
                 each.keep_packed(progress)
         except GemmaryError as error:
-            console.note(f"note: no packed copy was kept: {error}")
+            console.note(f"note: no packed copy of {each.name} was kept: {error}")
+            continue
+        console.note(
+            f"note: a packed copy of {each.name} ({size(nbytes)}) is kept in {kept.home()}, so that it loads sooner "
+            f"from now on; {kept.VARIABLE}=0 turns this off, `gemmary rm --packed` deletes it"
+        )
 
 
 def describe(model: Model) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from gemmary import zoo
@@ -57,7 +58,7 @@ def run_list(arguments: argparse.Namespace) -> None:
 def where(model: hub.LocalModel) -> str:
     if model.complete:
         return str(model.path)
-    return "incomplete: pull it again" if model.path.exists() else "gone: gemmary rm --packed"
+    return "incomplete: pull it again" if model.path.exists() else f"gone: gemmary rm --packed {model.name}"
 
 
 def list_zoo(as_json: bool) -> None:
@@ -94,7 +95,8 @@ def list_zoo(as_json: bool) -> None:
 def run_remove(arguments: argparse.Namespace) -> None:
     name = arguments.model
     if arguments.packed:  # which the next start makes again: nobody is asked
-        freed = kept.remove(None if name is None else hub.place_of(name))
+        place = None if name is None else Path(name) if kept.bytes_of(Path(name)) else hub.place_of(name)
+        freed = kept.remove(place)
         print(f"deleted packed copies: {size(freed)} are free again")
         return
     if name is None:

@@ -66,9 +66,11 @@ class RMSNormFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight, inverse = kept(ctx)
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         grad, _ = gradients
+        if grad is None:  # what follows passes none on
+            return None, None, None
+        x, weight, inverse = kept(ctx)
         unit = x.float() * inverse
         x_grad = weight_grad = None
         if ctx.needs_input_grad[1]:

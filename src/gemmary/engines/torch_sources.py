@@ -8,7 +8,7 @@ bits, when its gradient is due. A tensor that lost its source on its way, in a c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,12 +23,13 @@ class Source:
 
     make: Callable[..., Tensor]
     parts: tuple[Tensor, ...]
+    version: int = 0
+    """Of the tensor when it was this: one that was changed in place since is something else."""
 
     @classmethod
     def of(cls, x: Tensor) -> Source:
         """What x was made from, or x itself."""
-        source: Source | None = getattr(x, _ATTRIBUTE, None)
-        return source or cls(_itself, (x.detach(),))
+        return _source(x) or cls(_itself, (x.detach(),))
 
     def then(self, function: Callable[..., Tensor], *more: Tensor) -> Source:
         """Of function(x, *more), where x is what this makes."""
@@ -41,13 +42,19 @@ class Source:
 
 
 def has_source(x: Tensor) -> bool:
-    return hasattr(x, _ATTRIBUTE)
+    return _source(x) is not None
+
+
+def _source(x: Tensor) -> Source | None:
+    source: Source | None = getattr(x, _ATTRIBUTE, None)
+    return source if source is not None and source.version == x._version else None
 
 
 def derived(result: Tensor, function: Callable[..., Tensor], x: Tensor, *more: Tensor) -> Tensor:
     """The result, which from now on knows that it is function(x, *more), where gradients are to come."""
     if torch.is_grad_enabled():
-        setattr(result, _ATTRIBUTE, Source.of(x).then(function, *(each.detach() for each in more)))
+        source = Source.of(x).then(function, *(each.detach() for each in more))
+        setattr(result, _ATTRIBUTE, replace(source, version=result._version))
     return result
 
 

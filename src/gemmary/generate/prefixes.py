@@ -145,6 +145,7 @@ class Prefixes:
         kept = start.kept
         if kept is None:
             request.cache = self._engine.new_cache(request.capacity)
+            request.computed = request.cached = 0  # it may have begun otherwise, and been interrupted
             return
         if start.moved or start.goes_on:
             self._kept.remove(kept)

@@ -230,7 +230,9 @@ class Scheduler:
 
     def _start(self, request: Request) -> Start | None:
         """What it begins with, so that its cache fits beside those that are in use; None: it has to wait. What is only
-        kept makes way."""
+        kept makes way, unless that would not help."""
+        if self.kv_bytes is not None and self.kv_used + request.kv_bytes > self.kv_bytes:
+            return None
         while True:
             for start in self.prefixes.starts(request):
                 if self.kv_bytes is None or self.kv_used + self.prefixes.nbytes + start.added_bytes <= self.kv_bytes:

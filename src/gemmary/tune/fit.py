@@ -211,7 +211,8 @@ class Fit:
 
 
 def _defaults(plan: Settings, fixed: dict[str, Any]) -> dict[str, Any]:
-    """Of the settings among `fixed`: what a run did that was begun before there was such a setting."""
+    """Of the settings among `fixed`: what a run did that was begun before there was such a setting. So the default of a
+    new setting has to be what was done before it."""
     plain = asdict(Settings(model=plan.model, data=plan.data, out=plan.out, method=plan.method))
     return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items() if name in fixed}
 
