@@ -5,6 +5,7 @@ A reader sees the old thing or the new thing. Checksums are in the format of `sh
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -127,6 +128,28 @@ def staged(target: Path, *, is_folder: bool) -> Iterator[Path]:
             raise GemmaryError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def only_one(lock: Path, busy: str) -> Iterator[None]:
+    """One process at a time has the lock, a file in a folder that is made where it is not there; a process that dies
+    lets go.
+
+    Raises GemmaryError: `busy` where another process has it, and where the place cannot be written or locked.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "wb")  # noqa: SIM115
+    except OSError as error:
+        raise GemmaryError(f"cannot write {lock.parent}: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GemmaryError(busy) from None
+        except OSError as error:
+            raise GemmaryError(f"cannot lock {lock}: {error.strerror or error}") from error
+        yield
 
 
 def fsync_folder(path: Path) -> None:

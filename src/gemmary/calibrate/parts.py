@@ -6,7 +6,6 @@ parts of another job are never used. One process at a time works on a result.
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import json
 import mmap
@@ -19,8 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gemmary.errors import GemmaryError
-from gemmary.files import atomic_file
+from gemmary.files import atomic_file, only_one
 from gemmary.quantize.blocks import row_bytes
 from gemmary.quantize.leaves import Blocks, padded_columns
 
@@ -65,16 +63,7 @@ def open_parts(out: Path, job: dict[str, Any]) -> Iterator[Parts]:
     Raises GemmaryError where another process is at work on them, or the place cannot be written.
     """
     folder = out.with_name(f".{out.name}.parts")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "wb")  # noqa: SIM115
-    except OSError as error:
-        raise GemmaryError(f"cannot write {folder}: {error.strerror or error}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise GemmaryError(f"another process is writing {out}: wait for it, or choose another name") from None
+    with only_one(folder / "lock", f"another process is writing {out}: wait for it, or choose another name"):
         if _read(folder / "job.json") != job:
             for file in folder.iterdir():
                 if file.name != "lock":

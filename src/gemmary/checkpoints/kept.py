@@ -13,14 +13,13 @@ take longer than packing.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from gemmary.checkpoints import starter
 from gemmary.checkpoints.json_files import read_json
 from gemmary.checkpoints.npz import parts_of
 from gemmary.errors import GemmaryError
-from gemmary.files import atomic_folder
+from gemmary.files import atomic_folder, only_one
 
 if TYPE_CHECKING:
     from gemmary.checkpoints.checkpoint import Checkpoint
@@ -293,19 +292,6 @@ def _sweep() -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-@contextmanager
-def _locked() -> Iterator[None]:
-    """Only one process makes copies at a time; a process that dies lets go. Raises GemmaryError where one does now."""
-    try:
-        home().mkdir(parents=True, exist_ok=True)
-        file = open(home() / ".lock", "wb")  # noqa: SIM115
-    except OSError as error:
-        raise GemmaryError(f"cannot write to {home()}: {error.strerror or error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise GemmaryError("another process is making a packed copy just now") from None
-        except OSError as error:
-            raise GemmaryError(f"cannot lock {home()}: {error.strerror or error}") from error
-        yield
+def _locked() -> AbstractContextManager[None]:
+    """Held while copies are made or swept."""
+    return only_one(home() / ".lock", "another process is making a packed copy just now")
